@@ -266,6 +266,32 @@ def keep_freed_memory():
         mallopt(mmap_threshold, 2**30)
 
 
+class OptimizerPair(torch.optim.Optimizer):
+    """Two optimizers that look like one."""
+
+    def __init__(self, first, second):
+        self.pair, self.defaults = (first, second), {}
+
+    @property
+    def param_groups(self):
+        return [group for optimizer in self.pair for group in optimizer.param_groups]
+
+    def step(self):
+        for optimizer in self.pair:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none=True):
+        for optimizer in self.pair:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return {"pair": [optimizer.state_dict() for optimizer in self.pair]}
+
+    def load_state_dict(self, state):
+        for optimizer, s in zip(self.pair, state["pair"], strict=True):
+            optimizer.load_state_dict(s)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The data: a text, or shards, as streams of tokens.
 # ----------------------------------------------------------------------------------------------------------------------

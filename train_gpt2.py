@@ -112,7 +112,8 @@ class KVCache:
 
     def __init__(self, config, batch_size, like):
         shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.k, self.v = like.new_empty(shape), like.new_empty(shape)  # taken once: growing would copy every time
+        dtype = torch.float32 if like.device.type == "cpu" else like.dtype  # CPUs convert bfloat16 before they use it
+        self.k, self.v = (like.new_empty(shape, dtype=dtype) for _ in "kv")  # once: growing would copy every time
         self.length = 0
 
     def append(self, k, v):
@@ -138,6 +139,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each: heads are a second batch dimension
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nh, Tk, hs)
+            q = q.to(k.dtype)
         Tk = k.size(2)
         if mask is None and 1 < T < Tk:  # several new tokens after cached ones: is_causal would align the wrong corner
             mask = torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
@@ -146,7 +148,7 @@ class CausalSelfAttention(nn.Module):
             y = causal_attention(q, k, v, dropout_p=dropout_p)  # here plain products are faster than the fused kernel
         else:  # the same without ever storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=mask is None and Tk == T)
-        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -334,16 +336,15 @@ def sample_next(logits, temperature=1.0, top_k=None, top_p=None, generator=None)
         raise UserError(f"top_p is {top_p}", "top_p is a probability: more than 0, at most 1")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True).cpu()
-    logits = logits.float().cpu() / temperature
-    if top_k is not None and top_k < logits.size(-1):
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < kth, float("-inf"))
+    logits, ids = logits.float().cpu() / temperature, None
+    if top_k is not None or top_p is not None:  # the likeliest first; what follows is short if top_k is
+        logits, ids = logits.topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # (B, k) each
     probs = logits.softmax(dim=-1)
-    if top_p is not None and top_p < 1:
-        ranked, order = probs.sort(dim=-1, descending=True)
-        before = ranked.cumsum(dim=-1) - ranked  # the probability of all likelier ids; 0 for the first, so it stays
-        probs = torch.zeros_like(probs).scatter(-1, order, ranked.masked_fill(before >= top_p, 0.0))
-    return torch.multinomial(probs, 1, generator=generator)
+    if top_p is not None:
+        before = probs.cumsum(dim=-1) - probs  # the probability of all likelier ids; 0 for the first, so it stays
+        probs = probs.masked_fill(before >= top_p, 0.0)
+    place = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+    return place if ids is None else ids.gather(-1, place)
 
 
 # === PART II: THE TRAINING ==========================================================================================
@@ -578,6 +579,8 @@ def configure_optimizers(model, cfg, device):
         adamw["fused"] = True  # one kernel for all tensors instead of a dozen small ones for each
     named = list(model.named_parameters())
     if cfg.optimizer == "muon":
+        from runs import OptimizerPair
+
         hidden = [p for n, p in named if p.dim() == 2 and ".h." in n]
         rest = [(n, p) for n, p in named if not (p.dim() == 2 and ".h." in n)]
         # match_rms_adamw makes an update as large as AdamW's, so that both can share one learning rate.
@@ -589,32 +592,6 @@ def configure_optimizers(model, cfg, device):
 
         return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **adamw)
     return torch.optim.AdamW(groups, **adamw)
-
-
-class OptimizerPair(torch.optim.Optimizer):
-    """Two optimizers that look like one."""
-
-    def __init__(self, first, second):
-        self.pair, self.defaults = (first, second), {}
-
-    @property
-    def param_groups(self):
-        return [group for optimizer in self.pair for group in optimizer.param_groups]
-
-    def step(self):
-        for optimizer in self.pair:
-            optimizer.step()
-
-    def zero_grad(self, set_to_none=True):
-        for optimizer in self.pair:
-            optimizer.zero_grad(set_to_none)
-
-    def state_dict(self):
-        return {"pair": [optimizer.state_dict() for optimizer in self.pair]}
-
-    def load_state_dict(self, state):
-        for optimizer, s in zip(self.pair, state["pair"], strict=True):
-            optimizer.load_state_dict(s)
 
 
 # === 11. Runtime: where this process runs and how it talks to the others; alone, it is one of one. ===================
@@ -763,15 +740,9 @@ def load_checkpoint(path, mmap=False):
 
 def restore(ckpt, model, optimizer, rt, cfg, data):
     """Puts everything back as it was. Refuses what would quietly be another run."""
-    from weights import damage_to, load_optimizer, load_own_state_dict
+    from weights import check_same_run, damage_to, load_optimizer, load_own_state_dict
 
-    then, now = dict(ckpt["config"], data=ckpt["data"]), dict(asdict(cfg), data=data.identity)
-    for name in ("data", "optimizer", "total_batch", "block_size", "seed", "shuffle", "n_layer", "n_head", "n_embd"):
-        if then.get(name) != now[name]:
-            what = "other data" if name == "data" else f"{name} {then.get(name)}, not {now[name]}"
-            raise UserError(f"the checkpoint was trained with {what}", f"keep the same {name}, or begin a new --run")
-    if ckpt["step"] > cfg.max_steps:
-        raise UserError(f"the checkpoint is past step {cfg.max_steps}: at {ckpt['step']}", "raise --max_steps")
+    check_same_run(ckpt, asdict(cfg) | dict(data=data.identity))
     with damage_to("the checkpoint"):
         load_own_state_dict(model, ckpt["model"])
         load_optimizer(optimizer, ckpt["optimizer"])

@@ -108,6 +108,18 @@ def check_checkpoint(path, ckpt):
     own_config(path, ckpt)
 
 
+def check_same_run(ckpt, now):
+    """Raises UserError where going on from the checkpoint with the settings `now` would quietly be another run."""
+    then = dict(ckpt["config"], data=ckpt["data"])
+    for name in ("data", "optimizer", "total_batch", "block_size", "seed", "shuffle", "n_layer", "n_head", "n_embd"):
+        if then.get(name) != now[name]:
+            what = "other data" if name == "data" else f"{name} {then.get(name)}, not {now[name]}"
+            raise UserError(f"the checkpoint was trained with {what}", f"keep the same {name}, or begin a new --run")
+    if ckpt["step"] > now["max_steps"]:
+        step, most = ckpt["step"], now["max_steps"]
+        raise UserError(f"the checkpoint is past step {most}: at {step}", "raise --max_steps")
+
+
 def own_config(path, ckpt):
     """The GPTConfig of a checkpoint. Raises UserError if its weights are of other sizes."""
     try:

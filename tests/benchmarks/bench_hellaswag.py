@@ -125,6 +125,14 @@ def peak_memory(count, device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def cpu_name():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--items", type=int, default=64)
@@ -141,10 +149,10 @@ def main(argv=None):
         print(peak_memory(args.memory_of, args.device))
         return 0
     model, items = GPT(GPTConfig()).to(args.device), made_items(args.items)
-    machine = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else platform.machine()
+    machine = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else cpu_name()
     report = {
         "what": "HellaSwag items a second, 124M shape", "machine": machine, "threads": args.threads,
-        "python": platform.python_version(), "torch": torch.__version__, "rows": [],
+        "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "torch": torch.__version__, "rows": [],
     }  # fmt: skip
     for dtype in (torch.float32, torch.bfloat16):
         row = measure(model, dtype, args.device, items, args.repeats)

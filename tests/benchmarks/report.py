@@ -7,6 +7,7 @@ A marker is `<!-- table NAME -->`, and `<!-- end -->` closes it. No number in th
 """
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TEXTS = {"tales": "`input.txt`, Tales of Little Harbour", "shakespeare": "Tiny Shakespeare"}
 PAGES = [HERE.parents[1] / "README.md", HERE / "README.md"]
 
 
@@ -32,13 +34,12 @@ def quality():
     entries, rows = load("quality"), []
     if not entries:
         return ""
-    names = {"tales": "`input.txt`, Tales of Little Harbour", "shakespeare": "Tiny Shakespeare"}
     for data, optimizer in sorted({(e["data"], e["optimizer"]) for e in entries}, reverse=True):
         same = [e for e in entries if (e["data"], e["optimizer"]) == (data, optimizer)]
         bpb = [e["final_bpb"] for e in same]
         spread = f" ({min(bpb):.2f} to {max(bpb):.2f}, {len(same)} seeds)" if len(same) > 1 else ""
         seconds = statistics.median(e["train_seconds"] for e in same)
-        rows.append([names.get(data, data), optimizer, f"{statistics.median(bpb):.2f}{spread}", f"{seconds:.0f}"])
+        rows.append([TEXTS.get(data, data), optimizer, f"{statistics.median(bpb):.2f}{spread}", f"{seconds:.0f}"])
     e = entries[-1]
     where = f"{e['threads']} cores of {e['cpu']}, torch {e['torch']}, Python {e['python']}, {e['date']}."
     return table(["text", "optimizer", "held-out bits per byte", "seconds of training"], rows) + "\n\n" + where
@@ -83,7 +84,138 @@ def fineweb():
     return table(["source", "million tokens a second", "beside tiktoken alone"], rows) + "\n\n" + memory
 
 
-TABLES = {"quality": quality, "sample": sample, "tokenizer": tokenizer, "fineweb": fineweb, "memory": lambda: ""}
+def time_to_quality():
+    """Tokens and seconds until a held-out figure is reached, by text and optimizer: medians over seeds."""
+    entries, rows = load("quality"), []
+    for data, levels in (("tales", (1.6, 1.5, 1.4, 1.35)), ("shakespeare", (2.5, 2.3, 2.2, 2.12))):
+        for optimizer in ("adamw", "muon"):
+            same = [e for e in entries or [] if (e["data"], e["optimizer"]) == (data, optimizer)]
+            if not same:
+                continue
+            cells = []
+            for level in levels:
+                met = [reached(e["curve"], level) for e in same]
+                if None in met:
+                    cells.append(f"{level}: not reached" if not any(met) else f"{level}: not by all seeds")
+                else:
+                    tokens, seconds = (statistics.median(m[k] for m in met) for k in (0, 1))
+                    cells.append(f"{level}: {tokens / 1e6:.1f}M, {seconds:.0f} s")
+            rows.append([TEXTS.get(data, data), optimizer, len(same), *cells])
+    if not rows:
+        return ""
+    return table(["text", "optimizer", "seeds", *["bits per byte: tokens, seconds"] * 4], rows)
+
+
+def reached(curve, level):
+    """(tokens, seconds) at which the straight line between two validations crosses `level`; None if none does."""
+    for before, after in itertools.pairwise(curve):
+        if after["bpb"] <= level < before["bpb"]:
+            share = (before["bpb"] - level) / (before["bpb"] - after["bpb"])
+            return tuple(before[k] + share * (after[k] - before[k]) for k in ("tokens", "seconds"))
+    return None
+
+
+def ladder():
+    """Tokens a second of the 124M shape, rung by rung, a table for each device and shape."""
+    result, parts = load("ladder"), []
+    if not result:
+        return ""
+    for device, B, T in sorted({(r["device"], r["B"], r["T"]) for r in result["rows"]}):
+        rows = [
+            [
+                ("" if r["gain"] is None else "+ ") + r["rung"], r["what"], f"{r['tokens_per_s']['median']:,.0f}",
+                f"{r['ms']:,.0f}", f"{r['gain']:.2f}" if r["gain"] else "", f"{r['mfu']:.0%}",
+                f"{r['peak_memory_gb']:.1f}",
+            ]
+            for r in result["rows"]
+            if (r["device"], r["B"], r["T"]) == (device, B, T)
+        ]  # fmt: skip
+        machine = result["machines"][device]
+        name = machine.get("gpu") or f"{machine['threads']} cores of {machine['cpu']}"
+        peak = machine["peak_gflops"]["bfloat16"]
+        head = ["rung", "what it adds", "tokens/s", "ms a step", "times the rung before", "MFU", "memory, GiB"]
+        parts.append(f"{name}, {B} x {T:,} tokens:\n\n{table(head, rows)}")
+    where = f"torch {machine['torch']}, Python {machine['python']}, {machine['date']}."
+    parts.append(f"MFU is the share of {peak:,.0f} GFLOP/s, which a large bfloat16 product reaches there. {where}")
+    return "\n\n".join(parts)
+
+
+def recipes():
+    """Tokens a second beside two other recipes on a CPU, and where a step's time goes."""
+    result = load("recipes")
+    if not result:
+        return ""
+    names = {
+        "lecture": "124M, 4 x 256: the lecture's recipe (bfloat16 autocast, AdamW not fused)",
+        "nanogpt": "`tales`, 16 x 128: nanoGPT's loop on a CPU (float32)",
+    }
+    rows, shares = [], []
+    for key, name in names.items():
+        r = result[key]
+        ratio = f"{r['ratio']['median']:.2f} ({r['ratio']['low']:.2f} to {r['ratio']['high']:.2f})"
+        rows.append([name, f"{r['theirs']['median']:,.0f}", f"{r['ours']['median']:,.0f}", ratio])
+        for way in ("theirs", "ours"):
+            parts = r[f"{way}_parts"]
+            total = sum(parts.values())
+            shares.append([f"{name.split(':')[0]}, {way}", *(f"{ms:,.0f} ({ms / total:.0%})" for ms in parts.values())])
+    where = f"{result['threads']} cores of {result['cpu']}, torch {result['torch']}, {result['date']}."
+    first = table(["shape and other recipe", "theirs, tokens/s", "ours, tokens/s", "times"], rows)
+    second = table(["ms of a step (share)", *result["lecture"]["ours_parts"]], shares)
+    return f"{first}\n\n{second}\n\n{where}"
+
+
+def generation():
+    """Tokens a second of generating, beside transformers."""
+    result = load("generate")
+    if not result:
+        return ""
+    rows = []
+    for r in result["rows"]:
+        ours = r.get("packed", r["plain"])["median"]
+        rows.append([
+            f"{r['dtype']}, batch {r['batch']}, {r['how']}", f"{ours:.0f}", f"{r['transformers']['median']:.0f}",
+            f"{r['ratio']['median']:.2f}", f"{r['limit']:,.0f}" if "limit" in r else "",
+        ])  # fmt: skip
+    hardware, versions = result["hardware"], result["versions"]
+    where = (
+        f"GPT-2's 124M shape, 128 new tokens. {hardware['threads']} cores of {hardware['cpu']}, "
+        f"torch {versions['torch']}, transformers {versions['transformers']}, {result['date']}. "
+        "The limit is that of reading all weights once a token."
+    )
+    head = ["124M", "generate.py, tokens/s", "transformers, tokens/s", "times", "limit of the memory, tokens/s"]
+    return table(head, rows) + "\n\n" + where
+
+
+def positions():
+    """Milliseconds of a token by its position, and what attention over so many keys costs alone."""
+    result = load("generate")
+    if not result:
+        return ""
+    rows = [[r["dtype"], r["position"], f"{r['ms']:.1f}", f"{r['attention_ms']:.1f}"] for r in result["positions"]]
+    return table(["dtype", "position", "ms a token", "ms of attention alone"], rows)
+
+
+def hellaswag():
+    """HellaSwag items a second beside the plain loop, and memory by the number of items."""
+    result, rows = load("hellaswag"), []
+    if not result:
+        return ""
+    for r in result["rows"]:
+        outer = [f"{r['outer']['median']:.1f}", f"{r['times_outer']:.1f}"] if "outer" in r else ["", ""]
+        rows.append([
+            r["dtype"], f"{r['fast']['median']:.1f}", f"{r['plain']['median']:.1f}", f"{r['times_plain']:.1f}", *outer,
+        ])  # fmt: skip
+    peaks = ", ".join(f"{mb:,} MB after {items} items" for items, mb in result["peak_memory_mb"].items())
+    where = f"{result['threads']} cores of {result['machine']}, torch {result['torch']}, {result['date']}."
+    head = ["124M", "hellaswag.py, items/s", "plain loop", "times", "plain loop, one autocast for all", "times"]
+    return table(head, rows) + f"\n\nPeak memory of the process, float32: {peaks}. {where}"
+
+
+TABLES = {
+    "quality": quality, "sample": sample, "time_to_quality": time_to_quality, "tokenizer": tokenizer,
+    "fineweb": fineweb, "ladder": ladder, "recipes": recipes, "generation": generation, "positions": positions,
+    "hellaswag": hellaswag, "memory": lambda: "",
+}  # fmt: skip
 
 
 def fill(text):
