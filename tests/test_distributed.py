@@ -162,6 +162,15 @@ def training(shards, log_dir, **overrides):
     ]
 
 
+@contextlib.contextmanager
+def muon_in_float32():
+    """Muon orthogonalises in bfloat16, whose 8 bits make a difference in the 24th one of 2**16 times its size wherever
+    it falls on the edge between two numbers. In this block .bfloat16() only copies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+        yield
+
+
 def optimizer_bytes(zero, rt):
     """What the optimizer's state takes in this process after a step, next to the parameters."""
     torch.manual_seed(0)
@@ -231,6 +240,8 @@ def pair_of_workers(shards, out, ports):
     answers["zero from one"] = run("one", zero=True, resume=str(out / "one/tales/ckpt_000006.pt"))
     answers["recomputing"] = run("recomputing", activation_checkpointing=True, save_every=0)
     answers["muon"] = run("muon", optimizer="muon", save_every=0)
+    with muon_in_float32():
+        answers["muon in float32"] = run("muon32", optimizer="muon", save_every=0)
 
     answers["other seeds"] = caught(lambda: run("never", seed=rank))
     answers["disk full"] = caught(lambda: on_full_disk(rank, lambda: run("full")))
@@ -273,11 +284,14 @@ def alone(shards, tmp_path_factory):
         patch.setattr(hellaswag, "default_path", lambda split: ITEMS)
         patch.setattr(runs, "plot", lambda run_dir: None)
         rt = setup_runtime("cpu", "float32")
+        with muon_in_float32():
+            in_float32 = training(shards, log_dir / "muon32", optimizer="muon", save_every=0)
         return {
             "gradients": gradients(train_step, shards, rt, micro_steps=4),
             "validations": validations(shards, rt),
             "plain": training(shards, log_dir, hellaswag_every=6),
             "muon": training(shards, log_dir, optimizer="muon", save_every=0),
+            "muon in float32": in_float32,
             "log_dir": log_dir,
         }
 
@@ -287,7 +301,7 @@ def pair(shards, alone, tmp_path_factory):
     """The answers of two workers, and the folder with their runs."""
     out = tmp_path_factory.mktemp("pair")
     shutil.copytree(alone["log_dir"] / "tales", out / "one/tales")
-    ports = [str(p) for p in free_ports(16)]
+    ports = [str(p) for p in free_ports(17)]
     command = [sys.executable, __file__, "pair", str(shards), str(out), *ports]
     place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     workers = [
@@ -343,7 +357,12 @@ def test_two_processes_train_validate_and_score_as_one(pair, alone):
 
 
 def test_two_processes_train_as_one_with_muon(pair, alone):
-    assert_same_events(pair.rank0["muon"], alone["muon"], tolerance=2e-3)
+    """The losses; the norms of gradients only nearly, and that is the rounding to bfloat16: without it they are as
+    near as AdamW's."""
+    ours, theirs = pair.rank0["muon"], alone["muon"]
+    assert losses(ours) == pytest.approx(losses(theirs), rel=2e-5)
+    assert_same_events(ours, theirs, tolerance=2e-3)
+    assert_same_events(pair.rank0["muon in float32"], alone["muon in float32"], tolerance=2e-5)
 
 
 def test_recomputing_activations_changes_no_loss(pair, alone):
