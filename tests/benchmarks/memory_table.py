@@ -1,6 +1,6 @@
 """What each size of GPT-2 needs in memory, by arithmetic on its shapes; checked against what bench_memory.py measured.
 
-    python tests/benchmarks/memory_table.py          # writes results/memory_table.md
+    python tests/benchmarks/memory_table.py      # prints the check and the tables; report.py puts them into README.md
 
 For training as train_gpt2.py does it on a GPU: weights, gradients and AdamW's two averages in float32, matrix products
 in bfloat16, fused attention, not compiled (compiling keeps less). 1 GB is 10**9 bytes.
@@ -153,21 +153,45 @@ def markdown():
         parts.append(row([f"`{name}`", *(f"{hours(c, card, n):,.1f}" for card in CARDS for n in (1, 8))]))
     measured = json.loads((RESULTS / "memory.json").read_text("utf-8"))
     points = len(check(measured))
+    parts += ["", *measured_rows(measured)]
     parts += [
         "",
         "The first table is what one GPU holds, the second its sum for B sequences of 1,024 tokens at once",
         "(`--micro_batch`), without and with `--zero --activation_checkpointing`. Not compiled, so upper estimates.",
         f"Hours are 6 operations a weight and token at {MFU:.0%} of the card's bfloat16 peak, an assumption;",
-        "validation and saving not counted. Computed from the shapes by `tests/benchmarks/memory_table.py`, which checks",  # noqa: E501
-        f"itself against {points} measured points (`memory.json`, torch {measured['torch']}, CPU) to within 5 %.",
+        "validation and saving not counted. Computed from the shapes by `tests/benchmarks/memory_table.py`, which",
+        f"checks itself against {points} points that `bench_memory.py` measured, to within 5 %. Last table: measured,",
+        f"{measured['cpu']}, torch {measured['torch']}, {measured['date']}.",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)
+
+
+def measured_rows(measured):
+    """What the two options save, and the step of the large model, as lines of a table."""
+    lines = [row(["measured", "without", "with", "share"]), row(["---"] * 4)]
+    plain, zero = (next(m for m in measured["optimizer"] if m["zero"] == on) for on in (False, True))
+    name = f"AdamW of `{plain['preset']}`, each of {plain['processes']} processes, `--zero`"
+    lines.append(compared(name, max(plain["bytes"]), max(zero["bytes"])))
+    for m in measured["activations"]:
+        if m["checkpointing"]:
+            plain = dict(preset=m["preset"], T=m["T"], dtype=m["dtype"], checkpointing=False)
+            without = next(o for o in measured["activations"] if plain.items() <= o.items())
+            name = f"activations of {m['T']:,} tokens of `{m['preset']}`, {m['dtype']}, `--activation_checkpointing`"
+            lines.append(compared(name, without["kept_bytes"], m["kept_bytes"]))
+    for m in measured["large"]:
+        name = f"a step of `{m['preset']}` in {m['seconds']:,.0f} s, {m['micro_batch']} x {m['T']:,} tokens in each of "
+        name += f"{m['processes']} process{'es' if m['processes'] > 1 else ''}, {m['dtype']}, both options"
+        lines.append(row([name, "", f"{gb(sum(m['peak_bytes']))} GB in all", ""]))
+    return lines
+
+
+def compared(name, without, with_option):
+    cells = [f"{number / 1e6:,.0f} MB" for number in (without, with_option)]
+    return row([name, *cells, f"{with_option / without:.2f}"])
 
 
 def main(argv=None):
-    text = markdown()
-    (RESULTS / "memory_table.md").write_text(text, "utf-8")
-    print("\n".join(check(json.loads((RESULTS / "memory.json").read_text("utf-8")))), text, sep="\n\n")
+    print("\n".join(check(json.loads((RESULTS / "memory.json").read_text("utf-8")))), markdown(), sep="\n\n")
     return 0
 
 

@@ -211,10 +211,20 @@ def hellaswag():
     return table(head, rows) + f"\n\nPeak memory of the process, float32: {peaks}. {where}"
 
 
+def memory():
+    """What each size takes in memory and time, by arithmetic that is checked against measured points."""
+    sys.path.insert(0, str(HERE))
+    try:
+        from memory_table import markdown  # brings torch, which the other tables do without
+    finally:
+        sys.path.remove(str(HERE))
+    return markdown()
+
+
 TABLES = {
     "quality": quality, "sample": sample, "time_to_quality": time_to_quality, "tokenizer": tokenizer,
     "fineweb": fineweb, "ladder": ladder, "recipes": recipes, "generation": generation, "positions": positions,
-    "hellaswag": hellaswag, "memory": lambda: "",
+    "hellaswag": hellaswag, "memory": memory,
 }  # fmt: skip
 
 
