@@ -477,10 +477,10 @@ def trainer_that(mode):
     return train_gpt2.main(sys.argv[2:])
 
 
-def processes_with(word):
-    """The processes of this machine whose command line holds the word."""
+def processes_with(word, where="cmdline"):
+    """The processes of this machine whose command line, or environment, holds the word."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob(f"[0-9]*/{where}"):
         with contextlib.suppress(OSError):
             if word.encode() in path.read_bytes():
                 found.append(int(path.parent.name))
@@ -538,11 +538,13 @@ def test_ctrl_c_to_three_processes_under_torchrun(shards, tmp_path):
     assert processes_with(str(tmp_path)) == []
 
 
-def wait_for(condition, *processes, limit=300):
+def wait_for(condition, *processes, limit=300, says=()):
+    """Waits until the condition holds; fails, and shows the ends of the files `says`, if a process has ended before."""
     end = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < end, "it takes too long"
-        assert all(p.poll() is None for p in processes), "a process has ended"
+        if time.monotonic() > end or any(p.poll() is not None for p in processes):
+            said = [f"{path.name}: {path.read_text('utf-8', 'replace')[-3000:]}" for path in says]
+            pytest.fail("a process has ended, or it takes too long\n" + "\n".join(said), pytrace=False)
         time.sleep(0.05)
 
 
@@ -596,31 +598,71 @@ def hosts():
             ip("netns", "del", names[host], check=False)
 
 
-@pytest.mark.skipif("GPT2_TWO_HOSTS" not in os.environ, reason="takes minutes, and quiet ones: set GPT2_TWO_HOSTS=1")
+# A machine that stands still for a minute is to fail no test. How soon a host counts as dead stays as it is: 15 s.
+PATIENCE = "timeout=600,read_timeout=600"
+
+
+def many_hosts(nnodes, host, address, local_address):
+    """torchrun as the README gives it for several machines, and what a test must add to it."""
+    place = [f"--nnodes={nnodes}", "--rdzv_backend=c10d", "--rdzv_id=7", "--max-restarts=3"]
+    place += [f"--rdzv_endpoint={address}", f"--local_addr={local_address}"]
+    place += [f"--rdzv_conf=is_host={int(host == 'a')},{PATIENCE}"]  # there is no name service to tell
+    return torchrun(1, *place)
+
+
+def end_of(folder):
+    return {path.stem: path.read_text("utf-8", "replace")[-2000:] for path in folder.glob("*.txt")}
+
+
 def test_two_hosts_of_which_one_dies_and_comes_back(hosts, alone, shards, tmp_path):
     """The command of the README for several machines. The run goes on by itself when its host is started again."""
 
     def launch(host, life):
-        place = ["--nnodes=2", "--rdzv_backend=c10d", "--rdzv_id=7", "--max-restarts=3"]
-        place += [f"--rdzv_endpoint={hosts.address['a']}:29400", f"--local_addr={hosts.address[host]}"]
-        place += [f"--rdzv_conf=is_host={int(host == 'a')}"]  # there is no name service to tell
-        command = [*torchrun(1, *place), __file__, "waits", *options(tiny(shards, tmp_path / "log"))]
+        command = many_hosts(2, host, f"{hosts.address['a']}:29400", hosts.address[host])
+        command += [__file__, "waits", *options(tiny(shards, tmp_path / "log"))]
         more = dict(TEST_WAITING=str(tmp_path / "waiting"), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
         return hosts.run(host, command, tmp_path / f"{host}{life}.txt", **more)
 
     a, b = launch("a", 1), launch("b", 1)
-    wait_for((tmp_path / "waiting").exists, a, b)
+    wait_for((tmp_path / "waiting").exists, a, b, says=[tmp_path / "a1.txt", tmp_path / "b1.txt"])
     hosts.kill("b")
     b.wait()
     again = launch("b", 2)
     finish([a, again])
-    said = {path.stem: path.read_text("utf-8")[-2000:] for path in tmp_path.glob("*.txt")}
-    assert (a.returncode, again.returncode) == (0, 0), said
+    assert (a.returncode, again.returncode) == (0, 0), end_of(tmp_path)
     events = runs.read_log(tmp_path / "log/tales")
     configs = [e for e in events if e["event"] == "config"]
     assert [(e["step"], e["world_size"]) for e in configs] == [(0, 2), (6, 2)]
     assert losses(events) == pytest.approx(losses(alone["plain"]), rel=2e-5)
     assert not (tmp_path / "log/tales-2").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc for the processes of a host")
+def test_the_host_that_is_left_goes_on_alone(alone, shards, tmp_path):
+    """--nnodes=1:2, and a host that dies does not come back: the same batches, now all read by one process. (Both
+    hosts are this machine, so no network is made for it.)"""
+    (port,) = free_ports(1)
+
+    def launch(host):
+        command = many_hosts("1:2", host, f"127.0.0.1:{port}", "127.0.0.1")
+        command[-1] += ",last_call_timeout=2"  # how long it waits for more than the least number of hosts
+        command += [__file__, "waits", *options(tiny(shards, tmp_path / "log"))]
+        more = dict(TEST_WAITING=str(tmp_path / "waiting"), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        more |= {"TEST_HOST": host, f"TEST_PLACE_OF_{host}": str(tmp_path)}
+        return start(command, tmp_path / f"{host}.txt", environment(**more))
+
+    a, b = launch("a"), launch("b")
+    wait_for((tmp_path / "waiting").exists, a, b, says=[tmp_path / "a.txt", tmp_path / "b.txt"])
+    for pid in processes_with(f"TEST_PLACE_OF_b={tmp_path}\0", "environ"):  # torchrun and the trainer that it started
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    b.wait()
+    finish([a])
+    assert a.returncode == 0, end_of(tmp_path)
+    events = runs.read_log(tmp_path / "log/tales")
+    configs = [e for e in events if e["event"] == "config"]
+    assert [(e["step"], e["world_size"]) for e in configs] == [(0, 2), (6, 1)]
+    assert losses(events) == pytest.approx(losses(alone["plain"]), rel=2e-5)
 
 
 @pytest.mark.gpu
