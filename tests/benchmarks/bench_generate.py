@@ -16,13 +16,14 @@ come the milliseconds of a token by its position, and beside them what attention
 """
 
 import argparse
-import contextlib
 import json
 import platform
 import statistics
 import sys
 import time
 from pathlib import Path
+
+from hardware import cpu_name
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -127,14 +128,6 @@ def by_position(model, dtype, device, repeats, width=128):
         row["attention_ms"] = statistics.median(seconds(alone) for _ in range(50)) * 1000
         print("{dtype} position {position}: {ms:.2f} ms, attention {attention_ms:.2f} ms".format(**row), flush=True)
     return rows
-
-
-def cpu_name():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().split("\n"):
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def show_row(row):

@@ -13,6 +13,7 @@ Memory is the peak of a fresh process that scores so many items, and of one that
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import platform
@@ -24,12 +25,13 @@ import time
 from pathlib import Path
 
 import torch
+from hardware import cpu_name
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from hellaswag import Example, evaluate  # noqa: E402  the line above makes it importable from anywhere
+from hellaswag import Example, evaluate, ready  # noqa: E402  the line above makes it importable from anywhere
 from train_gpt2 import GPT, GPTConfig  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "hellaswag.json"
@@ -82,6 +84,7 @@ def plain_loop(model, items, encoding, device, autocast=contextlib.nullcontext):
 def measure(model, dtype, device, items, repeats):
     """The rates of the three in turn, after one turn to warm up, and how far the losses of the fast one are off."""
     encoding, losses = Numbers(), {}
+    fast_model = ready(copy.deepcopy(model), device, dtype)  # as hellaswag.py runs it
 
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -93,7 +96,7 @@ def measure(model, dtype, device, items, repeats):
     runs = {
         "plain": lambda: plain_loop(model, items, encoding, device, autocast),
         "outer": outer,
-        "fast": lambda: evaluate(model, items, encoding, device=device, autocast=autocast),
+        "fast": lambda: evaluate(fast_model, items, encoding, device=device, autocast=autocast),
     }
     if dtype == torch.float32:
         del runs["outer"]  # nothing is cast
@@ -118,19 +121,11 @@ def peak_memory(count, device):
     """Bytes at the peak of a fresh process that scores `count` items in float32."""
     import resource  # not on Windows
 
-    model = GPT(GPTConfig()).to(device)
+    model = ready(GPT(GPTConfig()).to(device), device, torch.float32)
     evaluate(model, made_items(count), Numbers(), device=device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def cpu_name():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main(argv=None):

@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
+from hardware import cpu_name
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -110,9 +112,10 @@ def make_step(way, device, config, B, cfg=None):
     batches = [(rows[:, :-1], rows[:, 1:])]
 
     def step():
-        train_step(step_model, batches, optimizer, rt, cfg.clip)
+        loss, _ = train_step(step_model, batches, optimizer, rt, cfg.clip)
         if rt.device.type == "cuda":
             torch.cuda.synchronize()
+        return loss
 
     return step, model
 
@@ -172,14 +175,6 @@ def hardware(device):
     if device == "cuda":
         result["gpu"] = torch.cuda.get_device_name()
     return result | dict(memory_gb_per_s=memory_gb_per_s(device))
-
-
-def cpu_name():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def climb(device, B, T, turns, steps):

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from hardware import cpu_name
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -132,11 +133,6 @@ def in_processes(count, name, **arguments):
         raise RuntimeError(f"{name} {arguments}: a process ended with {[w.returncode for w in workers]}")
     print(name, answers[0].strip(), flush=True)
     return json.loads(answers[0])
-
-
-def cpu_name():
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
 
 
 def main(argv=None):

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from hardware import cpu_name
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -56,14 +58,6 @@ def run(name, text, optimizer, seed):
     )  # fmt: skip
 
 
-def cpu_name():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor()
-
-
 def print_table(entries):
     print("| data | optimizer | bits per byte (median of seeds) | seconds of training | seeds |\n|---|---|---|---|---|")
     for key in sorted({(e["data"], e["optimizer"]) for e in entries}):
@@ -82,7 +76,7 @@ def draw(entries):
     figure = Figure(figsize=(5 * len(names), 4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        labelled = set()
+        labelled = set()  # a name in the legend once, however many seeds
         for e in [e for e in entries if e["data"] == name]:
             points = [(p["seconds"], p["bpb"]) for p in e["curve"] if p["step"] > 0]
             label = None if e["optimizer"] in labelled else e["optimizer"]
@@ -98,12 +92,23 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", action="append", default=[], help="NAME=PATH of another text; may be repeated")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon"])
+    parser.add_argument("--only", help="NAME of the one text to train on")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1337])
     parser.add_argument("--draw", action="store_true", help="draw the picture from the result file, train nothing")
     args = parser.parse_args(argv)
     entries = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
     texts = {"tales": ROOT / "input.txt"} | dict(t.split("=", 1) for t in args.text)
-    jobs = [] if args.draw else [(n, t, o, s) for s in args.seeds for n, t in texts.items() for o in args.optimizers]
+    jobs = (
+        []
+        if args.draw
+        else [
+            (n, t, o, s)
+            for s in args.seeds
+            for n, t in texts.items()
+            if args.only in (None, n)
+            for o in args.optimizers
+        ]
+    )
     for name, text, optimizer, seed in jobs:
         entry = run(name, text, optimizer, seed)
         key = (name, optimizer, seed)

@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from bench_ladder import Way, cpu_name, make_step, measured_peak, running, seconds_of
+from bench_ladder import Way, make_step, measured_peak, running, seconds_of
+from hardware import cpu_name
 
 from runs import keep_freed_memory
 from train_gpt2 import RECIPES, GPTConfig, TrainConfig, setup_runtime

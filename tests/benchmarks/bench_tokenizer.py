@@ -22,7 +22,10 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
+
+from hardware import cpu_name
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -144,7 +147,8 @@ def main(argv=None):
         cases.append((Path(args.text).name, T.split_documents(T.read_text(args.text)), args.vocab_size))
     rows = [measure(*case, args.repeats) for case in cases]
     result = {"what": "seconds to train a byte-level BPE tokenizer", "repeats": args.repeats, "cores": T._cores(),
-              "python": platform.python_version(), "machine": platform.machine(), "peak_memory_mb": peak_memory_mb(),
+              "python": platform.python_version(), "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d"),
+              "tokenizers": version("tokenizers"), "peak_memory_mb": peak_memory_mb(),
               "rows": rows}
 
     print(f"{'case':<14} {'bytes':>12} {'distinct':>9} {'vocabulary':>10} | {'count, 1 process':>16} {'merge':>7} "

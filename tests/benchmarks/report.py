@@ -164,6 +164,32 @@ def recipes():
     return f"{first}\n\n{second}\n\n{where}"
 
 
+def speed():
+    """One line a question: this project beside what people use today, on the machine of the result files."""
+    rows, lines = [], [load(name) for name in ("recipes", "generate", "hellaswag")]
+    if None in lines:
+        return ""
+    recipes, generate, hellaswag = lines
+    for key, what, beside in (
+        ("lecture", "training 124M, 4 x 256 tokens", "the lecture's recipe"),
+        ("nanogpt", "training the default model", "nanoGPT's loop, float32"),
+    ):
+        r = recipes[key]
+        rate = [f"{r[way]['median']:,.0f} tokens/s" for way in ("ours", "theirs")]
+        rows.append([what, rate[0], beside, rate[1], f"{r['ratio']['median']:.1f}"])
+    for r in generate["rows"]:
+        if (r["batch"], r["how"]) == (1, "greedy"):
+            rate = [f"{r.get(way, r['plain'])['median']:.0f} tokens/s" for way in ("packed", "transformers")]
+            what = f"generating with 124M, {r['dtype']}"
+            rows.append([what, rate[0], "transformers' generate", rate[1], f"{r['ratio']['median']:.1f}"])
+    for r in hellaswag["rows"]:
+        rate = [f"{r[way]['median']:.1f} items/s" for way in ("fast", "plain")]
+        what = f"HellaSwag with 124M, {r['dtype']}"
+        rows.append([what, rate[0], "four padded rows an item", rate[1], f"{r['times_plain']:.1f}"])
+    where = f"{recipes['threads']} cores of {recipes['cpu']}, torch {recipes['torch']}, {recipes['date']}."
+    return table(["what", "here", "beside", "that", "times"], rows) + "\n\n" + where
+
+
 def generation():
     """Tokens a second of generating, beside transformers."""
     result = load("generate")
@@ -224,7 +250,7 @@ def memory():
 TABLES = {
     "quality": quality, "sample": sample, "time_to_quality": time_to_quality, "tokenizer": tokenizer,
     "fineweb": fineweb, "ladder": ladder, "recipes": recipes, "generation": generation, "positions": positions,
-    "hellaswag": hellaswag, "memory": memory,
+    "hellaswag": hellaswag, "speed": speed, "memory": memory,
 }  # fmt: skip
 
 
