@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 import tokenizer
-from train_gpt2 import TokenStream, UserError, load_checkpoint, load_shard, save_checkpoint
+from train_gpt2 import RECIPES, TokenStream, TrainConfig, UserError, load_checkpoint, load_shard, save_checkpoint
 from weights import cannot_write, make_directory, read_weights, remove_quietly, write_atomically
 
 
@@ -50,6 +50,33 @@ class Parser(argparse.ArgumentParser):
             if near:
                 hint = f"did you mean {' '.join(near)}? " + hint
         raise UserError(message, hint)
+
+
+def config_from_args(argv=None):
+    """Command line -> TrainConfig: the recipe's numbers, or with --resume the run's own; then what was given."""
+    first = Parser("train_gpt2.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="tales")
+    defaults = TrainConfig.from_recipe(first.parse_known_args(argv)[0].recipe)
+    parser = Parser("train_gpt2.py", description=f"Train a GPT-2. Recipes: {', '.join(RECIPES)}.", allow_abbrev=False)
+    given = vars(add_options(parser, defaults).parse_args(argv))
+    if given.get("resume"):
+        given = config_to_resume(given, defaults) | given
+    return replace(defaults, **given)
+
+
+def check_settings(cfg):
+    """Raises UserError for a setting of a TrainConfig that is out of its range, or does not go with another."""
+    for f in fields(cfg):
+        value, least, choices = getattr(cfg, f.name), f.metadata["least"], f.metadata["choices"]
+        if choices and value not in choices:
+            raise UserError(f"{f.name} is {value!r}", "choose one of: " + ", ".join(choices))
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if least is not None and value not in (None, "auto") and not (number and least <= value < 2**53):
+            raise UserError(f"{f.name} is {value!r}", f"{f.name} is a number of at least {least}")
+    if cfg.zero and cfg.optimizer == "muon":
+        raise UserError("zero shards the state of adamw only", "leave out --zero, or use --optimizer adamw")
+    if cfg.min_lr > cfg.lr:
+        raise UserError(f"min_lr {cfg.min_lr} is above lr {cfg.lr}", "the learning rate falls from lr to min_lr")
 
 
 def add_options(parser, defaults):

@@ -31,7 +31,7 @@ import contextlib
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -513,17 +513,9 @@ class TrainConfig:
     activation_checkpointing: bool = option(False, "recompute activations instead of storing them: less memory, slower")
 
     def __post_init__(self):
-        for f in fields(self):
-            value, least, choices = getattr(self, f.name), f.metadata["least"], f.metadata["choices"]
-            if choices and value not in choices:
-                raise UserError(f"{f.name} is {value!r}", "choose one of: " + ", ".join(choices))
-            number = isinstance(value, int | float) and math.isfinite(value)
-            if least is not None and value not in (None, "auto") and not (number and least <= value < 2**53):
-                raise UserError(f"{f.name} is {value!r}", f"{f.name} is a number of at least {least}")
-        if self.zero and self.optimizer == "muon":
-            raise UserError("zero shards the state of adamw only", "leave out --zero, or use --optimizer adamw")
-        if self.min_lr > self.lr:
-            raise UserError(f"min_lr {self.min_lr} is above lr {self.lr}", "the learning rate falls from lr to min_lr")
+        from runs import check_settings
+
+        check_settings(self)
 
     @classmethod
     def from_recipe(cls, recipe="tales", **overrides):
@@ -844,22 +836,8 @@ def train(cfg):
 
 
 # === 15. The command line, made from the fields of TrainConfig. =====================================================
-def config_from_args(argv=None):
-    """Command line -> TrainConfig: the recipe's numbers, or with --resume the run's own; then what was given."""
-    from runs import Parser, add_options, config_to_resume
-
-    first = Parser("train_gpt2.py", add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default="tales")
-    defaults = TrainConfig.from_recipe(first.parse_known_args(argv)[0].recipe)
-    parser = Parser("train_gpt2.py", description=f"Train a GPT-2. Recipes: {', '.join(RECIPES)}.", allow_abbrev=False)
-    given = vars(add_options(parser, defaults).parse_args(argv))
-    if given.get("resume"):
-        given = config_to_resume(given, defaults) | given
-    return replace(defaults, **given)
-
-
 def main(argv=None):
-    from runs import run_main
+    from runs import config_from_args, run_main
 
     return run_main(lambda argv: train(config_from_args(argv)), argv)
 

@@ -16,7 +16,8 @@ import torch
 
 import tokenizer
 import weights
-from train_gpt2 import GPT, GPTConfig, config_from_args
+from runs import config_from_args
+from train_gpt2 import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_RUN = "--max_steps 2 --total_batch 256 --micro_batch 2 --val_tokens 200 --save_every 1 --device cpu"

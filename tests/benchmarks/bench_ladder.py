@@ -108,7 +108,7 @@ def make_step(way, device, config, B, cfg=None):
         groups = decay_groups(model.named_parameters(), cfg.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=False)
     step_model = wrap(model, rt)
-    rows = torch.randint(config.vocab_size, (B, config.block_size + 1))
+    rows = torch.randint(config.vocab_size, (B, config.block_size + 1), generator=torch.Generator().manual_seed(1))
     batches = [(rows[:, :-1], rows[:, 1:])]
 
     def step():
