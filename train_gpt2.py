@@ -610,6 +610,12 @@ class Runtime:
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def send(self, tensor):
+        """A tensor of the CPU, on the device."""
+        if self.device.type == "cuda":  # from pinned memory the GPU fetches by itself, and the CPU need not wait
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def sum(self, values):
         """A list of numbers, summed over all processes in double precision (a sum: gloo has had wrong means)."""
         values = torch.tensor(values, dtype=torch.float64)
@@ -668,7 +674,7 @@ def train_step(model, batches, optimizer, rt, clip):
     gradient before clipping, as tensors: reading them would make the CPU wait for the GPU."""
     total = torch.zeros((), device=rt.device)
     for i, (x, y) in enumerate(batches):
-        x, y = x.to(rt.device, non_blocking=True), y.to(rt.device, non_blocking=True)
+        x, y = rt.send(x), rt.send(y)
         # DDP averages gradients over processes in the backward pass; once a step is enough. Whether it will is decided
         # in the *forward* pass, so no_sync must enclose both.
         last = i == len(batches) - 1
@@ -697,7 +703,7 @@ def evaluate(model, tokens, B, max_tokens, rt):
     for x, y in validation_batches(tokens, B, model.config.block_size, max_tokens, rt.rank, rt.world_size):
         n = int((y >= 0).sum())
         with rt.autocast():
-            _, loss = model(x.to(rt.device), y.to(rt.device))
+            _, loss = model(rt.send(x), rt.send(y))
         total += loss.item() * n
         count += n
     model.train(training)
