@@ -717,19 +717,20 @@ def restarted_by_torchrun(run_dir, marks):
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask the loop to finish its step, save and leave; a second Ctrl-C leaves at once."""
+    """Ctrl-C and SIGTERM ask the loop to finish its step, save and leave; a second Ctrl-C leaves at once: torchrun passes
+    it on as a SIGTERM. (Two SIGTERM are one wish: a job scheduler and torchrun may both have sent it.)"""
 
     def __enter__(self):
-        self.requested = False
+        self.requested = 0  # the first signal
         self.old = {}
         if threading.current_thread() is threading.main_thread():
             self.old = {s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def handle(self, number, frame):
-        if self.requested and number == signal.SIGINT:
+        if self.requested and signal.SIGINT in (self.requested, number):
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested = number
 
     def __exit__(self, *error):
         for number, handler in self.old.items():

@@ -118,16 +118,31 @@ def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not_been(shards, tmp_p
     assert_same_state(*ends)
 
 
-def test_a_second_ctrl_c_leaves_at_once(shards, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=["alone", "as torchrun passes it on"])
+def test_a_second_ctrl_c_leaves_at_once(shards, tmp_path, monkeypatch, capsys, second):
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), second)
         raise AssertionError("still here")
 
     monkeypatch.setattr(train_gpt2, "train_step", interrupted)
     assert train_gpt2.main(options(tiny(shards, tmp_path))) == 130
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_sigterm_changes_nothing(shards, tmp_path, monkeypatch, capsys):
+    step_of_train = train_gpt2.train_step
+
+    def terminated_twice(*args):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_of_train(*args)
+
+    monkeypatch.setattr(train_gpt2, "train_step", terminated_twice)
+    assert train_gpt2.main(options(tiny(shards, tmp_path))) == 0
+    assert "stopped as asked" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "tales/ckpt_000001.pt")["step"] == 1
 
 
 def test_another_micro_batch_differs_by_the_order_of_sums_only(shards, tmp_path):
