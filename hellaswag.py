@@ -326,7 +326,7 @@ def download(split, path, fetch=None):
             row["label"] = -1 if row["label"] == "" else int(row["label"])  # "": the test split hides its labels
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     except Exception as e:  # the Hub's client raises dozens of kinds, all of which mean: it did not come
-        reason = str(e).strip().split("\n")[0][:160]
+        reason = re.split(r"(?<=\.)\s|\n", str(e).strip())[0][:160]  # the first sentence
         raise UserError(f"cannot fetch {DATASET} ({hub_name}): {type(e).__name__}: {reason}", again) from e
     if len(lines) != expected:
         raise UserError(f"{DATASET} ({hub_name}) came with {len(lines):,} items, not {expected:,}", again)
@@ -343,8 +343,11 @@ def fetch_rows(hub_name):
     import pyarrow.parquet
     from huggingface_hub import hf_hub_download
 
+    from weights import quiet_hub
+
     name = f"data/{hub_name}-00000-of-00001.parquet"
-    file = hf_hub_download(DATASET, name, repo_type="dataset", revision=REVISION)
+    with quiet_hub():
+        file = hf_hub_download(DATASET, name, repo_type="dataset", revision=REVISION)
     return pyarrow.parquet.read_table(file).to_pylist()
 
 

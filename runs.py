@@ -717,8 +717,8 @@ def restarted_by_torchrun(run_dir, marks):
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask the loop to finish its step, save and leave; a second Ctrl-C leaves at once: torchrun passes
-    it on as a SIGTERM. (Two SIGTERM are one wish: a job scheduler and torchrun may both have sent it.)"""
+    """Ctrl-C and SIGTERM ask the loop to finish its step, save and leave; a second Ctrl-C, which torchrun passes on as
+    SIGTERM, leaves at once. (Two SIGTERM are one wish: a job scheduler and torchrun may both have sent it.)"""
 
     def __enter__(self):
         self.requested = 0  # the first signal

@@ -7,6 +7,7 @@ with safetensors or with torch.load(weights_only=True).
 
 import contextlib
 import json
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,8 @@ def damage_to(path):
         if hasattr(e, "hint"):
             raise
         reason = (str(e).strip() or type(e).__name__).split("\n")[0][:120]
+        if reason.startswith("Weights only load failed"):  # and then how to load it nevertheless, which we will not
+            reason = "torch's safe reader refuses it"
         raise UserError(f"{path} is damaged, or no file of weights: {reason}", "make it or fetch it again") from e
 
 
@@ -259,12 +262,26 @@ def download(name):
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(f"openai-community/{name}", allow_patterns=["config.json", "model.safetensors"]))
+        with quiet_hub():
+            files = ["config.json", "model.safetensors"]
+            return Path(snapshot_download(f"openai-community/{name}", allow_patterns=files))
     except Exception as e:  # the Hub's client raises a dozen kinds, all of which mean: not there
         raise UserError(
             f"cannot fetch {name} from the Hub: {type(e).__name__}",
             "connect to the network once, or copy the model's directory here and give its path",
         ) from e
+
+
+@contextlib.contextmanager
+def quiet_hub():
+    """A block in which the Hub's client does not log each of its retries: if none helps, one error says it all."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def save_hf(model, directory):

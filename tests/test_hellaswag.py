@@ -6,6 +6,7 @@ fetching leaves a whole file or none. Offline; models are tiny and random.
 """
 
 import json
+import logging
 import math
 import re
 from pathlib import Path
@@ -362,6 +363,27 @@ def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, capsys, fetch, 
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and message in err and "\nhint: " in err and err.count("\n") == 2 and not out
     assert [p.read_text() for p in tmp_path.iterdir()] == ([existing] if existing else [])
+
+
+def test_a_lost_connection_is_one_line_whatever_the_client_says_meanwhile(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    def retry_in_vain(*args, **options):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("The line is dead. Please try this and that.")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", retry_in_vain)
+    level = logging.getLogger("huggingface_hub").level
+    seen = []
+    handler = logging.Handler()
+    handler.emit = seen.append
+    logging.getLogger("huggingface_hub").addHandler(handler)
+    try:
+        assert hellaswag.main(["--download", "--file", str(tmp_path / "items.jsonl")]) == 2
+    finally:
+        logging.getLogger("huggingface_hub").removeHandler(handler)
+    assert not seen and logging.getLogger("huggingface_hub").level == level
+    assert capsys.readouterr().err.splitlines()[0].endswith("ConnectionError: The line is dead.")
 
 
 def test_a_page_of_html_in_place_of_the_file(tmp_path, monkeypatch):
