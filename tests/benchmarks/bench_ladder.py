@@ -200,7 +200,7 @@ def climb(device, B, T, turns, steps):
             device=device, B=B, T=T, rung=name, what=what, ms=ms, gain=before / ms if before else None,
             tokens_per_s=dict(median=B * T / ms * 1000, low=min(rates), high=max(rates)),
             mfu=flops * B * T / ms * 1000 / peak, peak_memory_gb=max(t["peak_bytes"] for t in found[name]) / 2**30,
-            turns=turns, steps=steps,
+            peak_gflops=peak / 1e9, turns=turns, steps=steps,
         ))  # fmt: skip
         before = ms
     return rows

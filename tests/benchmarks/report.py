@@ -132,11 +132,11 @@ def ladder():
         ]  # fmt: skip
         machine = result["machines"][device]
         name = machine.get("gpu") or f"{machine['threads']} cores of {machine['cpu']}"
-        peak = machine["peak_gflops"]["bfloat16"]
+        peak = next(r["peak_gflops"] for r in result["rows"] if (r["device"], r["B"], r["T"]) == (device, B, T))
         head = ["rung", "what it adds", "tokens/s", "ms a step", "times the rung before", "MFU", "memory, GiB"]
-        parts.append(f"{name}, {B} x {T:,} tokens:\n\n{table(head, rows)}")
+        parts.append(f"{name}, {B} x {T:,} tokens, MFU of {peak:,.0f} GFLOP/s:\n\n{table(head, rows)}")
     where = f"torch {machine['torch']}, Python {machine['python']}, {machine['date']}."
-    parts.append(f"MFU is the share of {peak:,.0f} GFLOP/s, which a large bfloat16 product reaches there. {where}")
+    parts.append(f"MFU is a share of what a large bfloat16 product reached there, measured with it. {where}")
     return "\n\n".join(parts)
 
 
