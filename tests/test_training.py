@@ -426,6 +426,35 @@ def test_picture_shows_the_curves_with_landmarks_and_units(finished, monkeypatch
     assert "tokens" in axes.get_xlabel() and "nats" in axes.get_ylabel() and axes.get_legend()
 
 
+def test_how_a_run_stands_beside_a_good_one():
+    assert runs.on_track(0, 10.9) == "on track: a good run has 10.95 here"
+    assert runs.on_track(250, 6.5) == "behind by 0.34: a good run has 6.16 here"
+    assert runs.on_track(1250, 3.8) == "ahead by 0.15: a good run has 3.95 here"
+    assert runs.on_track(RECIPES["gpt2"].get("max_steps", TrainConfig.max_steps), 3.04).startswith("on track")
+    assert runs.on_track(500, 5.0) is None
+    assert sorted(runs.EXPECTED_LOSS) == [0, 250, 1000, 1250, 19_073]
+
+
+def test_the_gpt2_recipe_says_whether_it_is_on_track(tiny_config, monkeypatch, capsys):
+    """In words, in the log and as crosses in the picture; no other recipe does."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(runs, "EXPECTED_LOSS", {0: math.log(300), 2: 1.0, 4: 50.0})
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **k: figures.append(self) or Path(file).touch())
+    cfg = tiny_config(recipe="gpt2", lr=6e-4)
+    events = train(cfg)
+    words = [e["on_track"].split(":")[0].split(" by")[0] for e in of(events, "val")]
+    assert words == ["on track", "behind", "ahead"]
+    out = capsys.readouterr().out
+    assert all(e["on_track"] in out for e in of(events, "val"))
+    draw(Path(cfg.log_dir) / "gpt2")
+    lines = figures[-1].axes[0].get_lines()
+    assert any(line.get_ydata()[0] == runs.GPT2_LOSS for line in lines)
+    assert [[0, math.log(300)], [2, 1.0], [4, 50.0]] in [line.get_xydata().tolist() for line in lines]
+    assert not any("on_track" in e for e in train(tiny_config(run="other")))
+
+
 def test_console_lines(tiny_config, capsys):
     train(tiny_config())
     out = capsys.readouterr().out
