@@ -240,6 +240,9 @@ def pair_of_workers(shards, out, ports):
     answers["zero from one"] = run("one", zero=True, resume=str(out / "one/tales/ckpt_000006.pt"))
     answers["recomputing"] = run("recomputing", activation_checkpointing=True, save_every=0)
     answers["muon"] = run("muon", optimizer="muon", save_every=0)
+    answers["muon, saved"] = run("muon1", optimizer="muon", dropout=0.1)
+    path = str(out / "muon1/tales/ckpt_000006.pt")
+    answers["muon, saved, resumed"] = run("muon2", optimizer="muon", dropout=0.1, resume=path)
     with muon_in_float32():
         answers["muon in float32"] = run("muon32", optimizer="muon", save_every=0)
 
@@ -378,7 +381,7 @@ def test_the_validation_loss_is_the_same_for_every_micro_batch_and_number_of_pro
 def test_resumed_under_ddp_it_is_the_same_run_bit_for_bit(pair):
     """With dropout, so also the random numbers of both processes."""
     for answers in (pair.rank0, pair.rank1):
-        for name in ("dropout", "zero"):
+        for name in ("dropout", "zero", "muon, saved"):
             straight, resumed = losses(answers[name]), losses(answers[f"{name}, resumed"])
             assert resumed == {step: loss for step, loss in straight.items() if step >= 6}
     for name in ("dropout", "zero"):
