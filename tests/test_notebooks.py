@@ -130,8 +130,9 @@ def test_strict_mode_refuses_an_open_exercise(lesson, monkeypatch):
 
 # --- They keep the shape ----------------------------------------------------------------------------------------------
 def test_the_readme_lists_the_lessons():
-    assert FILES and {file.name[:2] for file in FILES} <= {f"{number:02d}" for number in range(11)}
+    assert [file.name[:2] for file in FILES] == [f"{number:02d}" for number in range(11)]
     readme = (HERE / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith("# Eleven lessons\n")
     for file in FILES:
         assert f"]({file.name})" in readme
         assert f"thumbnails/{file.name[:2]}.png" in readme
