@@ -1098,6 +1098,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nstopped; finished shards are kept, the same command goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has gone (| head): what is still to come goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if not hasattr(error, "hint"):
             raise

@@ -16,7 +16,6 @@ import codecs
 import contextlib
 import itertools
 import json
-import os
 import secrets
 import sys
 import time
@@ -331,9 +330,6 @@ def main(argv=None):
     except KeyboardInterrupt:
         note("\nstopped")
         return 130  # what a shell gives a program that Ctrl-C ended
-    except BrokenPipeError:  # the reader has read enough (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush, at exit, is quiet too
-        return 0
 
 
 if __name__ == "__main__":

@@ -121,6 +121,9 @@ def run_main(function, argv=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130  # what a shell reports for Ctrl-C
+    except BrokenPipeError:
+        no_more_output()
+        return 0
     except Exception as e:
         mistake = as_mistake(e)
         if mistake is None:
@@ -128,6 +131,21 @@ def run_main(function, argv=None):
         if tells(e):
             print(f"error: {mistake}\nhint: {mistake.hint}", file=sys.stderr, flush=True)
         return 2
+
+
+def no_more_output():
+    """For when the reader of our output has gone (| head): what is still written, at exit too, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def stop_quietly():
+    """A block that prints. If its reader has gone, the run is asked to stop, as by SIGTERM: it saves and leaves."""
+    try:
+        yield
+    except BrokenPipeError:
+        no_more_output()
+        signal.raise_signal(signal.SIGTERM)
 
 
 def as_mistake(error):

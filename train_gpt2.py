@@ -604,8 +604,11 @@ class Runtime:
         return self.rank == 0
 
     def print(self, *args):
-        if self.is_main:
-            print(*args, flush=True)
+        from runs import stop_quietly
+
+        with stop_quietly():  # if whoever reads this has gone
+            if self.is_main:
+                print(*args, flush=True)
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

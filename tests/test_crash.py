@@ -145,6 +145,23 @@ def test_sigterm_to_a_real_process(shards, tmp_path):
     assert sorted(losses(runs.read_log(tmp_path / "tales"))) == list(range(ckpt["step"]))
 
 
+def test_when_the_reader_of_its_output_goes_it_saves_and_leaves(shards, tmp_path):
+    """python train_gpt2.py | head: without a traceback, and with nothing lost."""
+    cfg = tiny(shards, tmp_path, max_steps=100_000, save_every=0, log_every=1)
+    command = [sys.executable, str(ROOT / "train_gpt2.py"), *options(cfg)]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, **pipes)
+    for line in process.stdout:
+        if line.startswith("step     3"):
+            break
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+    (path,) = runs.checkpoints(tmp_path / "tales")
+    assert load_checkpoint(path)["step"] > 3
+
+
 # ---- No space, no right -----------------------------------------------------------------------------------------
 def disk_full(after=0):
     """An open() whose files take `after` bytes in all and then have no space left."""
