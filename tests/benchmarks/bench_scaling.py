@@ -6,10 +6,10 @@
 
 Width and depth grow together; everything else is the same for all: tokenizer, batch, context, float32, Muon (with so
 few tokens AdamW leaves the larger sizes half-trained, and then size makes little difference), and a cosine that ends
-at the run's own last step (a run that is stopped half-way is not a short run: Hoffmann et al. 2022, arXiv 2203.15556,
-section 3.1). The peak learning rate falls with the width, by a rule that the runs called "lr" try out at two sizes:
-half and double of what it says. The longest run reads the text three times, which is nearly as good as new text
-(Muennighoff et al. 2023, arXiv 2305.16264). The length that all sizes share is made with three seeds.
+at the run's own last step (as Hoffmann et al. 2022 advise, arXiv 2203.15556, section 3.1). The peak learning rate
+falls with the width, by a rule that the runs called "lr" try out at two sizes: half and double of what it says. The
+longest run reads the text three times, which is nearly as good as new text (Muennighoff et al. 2023, arXiv
+2305.16264). The length that all sizes share is made with three seeds.
 
 Losses, not times, are the result: it may run beside other work. Writes results/scaling.json after every run; lesson 10
 reads it, and each of its entries holds all that train_gpt2.TrainConfig needs to be run again.

@@ -247,10 +247,27 @@ def memory():
     return markdown()
 
 
+def scaling():
+    """Held-out loss by size and length: a row a size, a column a number of tokens; means over seeds."""
+    result = load("scaling")
+    if not result:
+        return ""
+    runs = [r for r in result["runs"] if r["kind"] == "size and length"]
+    lengths, rows = sorted({r["tokens"] for r in runs}), []
+    for size in sorted({r["non_embedding"] for r in runs}):
+        same = [r for r in runs if r["non_embedding"] == size]
+        cells = [[r["val_loss"] for r in same if r["tokens"] == tokens] for tokens in lengths]
+        shape = "{n_layer} x {n_embd}".format(**same[0]["settings"])
+        rows.append([shape, f"{size:,}", *(f"{statistics.mean(c):.3f}" if c else "" for c in cells)])
+    head = ["layers x width", "parameters without embeddings", *(f"{tokens:,} tokens" for tokens in lengths)]
+    where = f"Loss in nats per token. torch {result['versions']['torch']}, {result['date']}."
+    return table(head, rows) + "\n\n" + where
+
+
 TABLES = {
     "quality": quality, "sample": sample, "time_to_quality": time_to_quality, "tokenizer": tokenizer,
     "fineweb": fineweb, "ladder": ladder, "recipes": recipes, "generation": generation, "positions": positions,
-    "hellaswag": hellaswag, "speed": speed, "memory": memory,
+    "hellaswag": hellaswag, "speed": speed, "scaling": scaling, "memory": memory,
 }  # fmt: skip
 
 
