@@ -411,14 +411,14 @@ def plot(path, name, results):
         known = {model: norm for model, (_, norm) in PUBLISHED[style].items() if norm is not None}
         own, (low, high) = 100 * result["acc_norm"], (100 * x for x in wilson(result["correct_norm"], result["n"]))
         axes.bar([name[-16:]], [own], yerr=[[own - low], [high - own]], capsize=6, color="#D55E00", label="this model")
-        axes.bar(list(known), list(known.values()), color="#56B4E9", label="OpenAI's, published")
+        axes.bar(list(known), list(known.values()), color="#56B4E9", label="OpenAI's, published (10,042 items)")
         for x, height in enumerate([own, *known.values()]):
             axes.text(x, 1, f"{height:.1f}", ha="center")
         axes.axhline(25, color="black", linestyle="--", linewidth=1, label="chance, 25 %")
         axes.set(ylim=(0, max(60, high + 5)), ylabel="acc_norm (% of items right)")
         axes.set_title(f"{style} style, {result['n']:,} items, 95 % interval")
         axes.tick_params(axis="x", labelrotation=20)
-        axes.legend(loc="upper left")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:] or "png"))
 
 

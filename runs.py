@@ -89,7 +89,10 @@ def add_options(parser, defaults):
         default = getattr(defaults, f.name)
         text = f.metadata["help"].replace("%", "%%") + ("" if default is None else f" (default: {default})")
         place = either if f.name in ("max_steps", "epochs") else parser
-        place.add_argument("--" + f.name, default=argparse.SUPPRESS, help=text, metavar=f.name.upper(), **kind)
+        names = ["--" + f.name]
+        if f.name == "run":  # torchrun takes --run, even of the script that it starts, for its own --run_path
+            names += ["--run_name"]
+        place.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=text, metavar=f.name.upper(), **kind)
     return parser
 
 

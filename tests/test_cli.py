@@ -14,6 +14,7 @@ import pickle
 import random
 import sys
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,20 @@ def test_help_of_every_option_says_something(capsys):
 
 
 # --------------------------------------------------------------------------------------------------------------- data
+@pytest.mark.parametrize("name", [f.name for f in fields(TrainConfig) if f.name != "run"] + ["run_name"])
+def test_torchrun_hands_every_option_on(name):
+    """torchrun looks at the script's options too, and stops at one that is the beginning of two of its own."""
+    from torch.distributed.run import get_args_parser
+
+    given = get_args_parser().parse_args(["--nproc_per_node=2", "train_gpt2.py", f"--{name}", "1"])
+    assert given.training_script == "train_gpt2.py" and given.training_script_args == [f"--{name}", "1"]
+
+
+def test_the_run_has_a_name_that_torchrun_hands_on():
+    assert runs.config_from_args(["--run_name", "mine"]) == runs.config_from_args(["--run", "mine"])
+    assert runs.config_from_args(["--run_name", "mine"]).run == "mine"
+
+
 def test_data_that_is_no_text(options, refused, tmp_path):
     refused(options(data=tmp_path / "nowhere.txt"), "nowhere.txt", "--data")
     refused(options(data="x" * 5000), "x" * 100)  # longer than a file system's names
