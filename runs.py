@@ -1037,7 +1037,8 @@ def plot(run_dir):
     axes.axhline(uniform, color="grey", linestyle=":", label=f"knowing nothing: ln V = {uniform:.2f}")
     if config["config"]["recipe"] == "gpt2":
         axes.axhline(GPT2_LOSS, color="black", linestyle="--", label=f"OpenAI's GPT-2 124M: {GPT2_LOSS}")
-        expected = EXPECTED_LOSS.items()
+        end = max([250, *steps])  # later ones would squeeze a young run to the left edge
+        expected = [(step, loss) for step, loss in EXPECTED_LOSS.items() if step <= 1.5 * end]
         axes.plot(*zip(*expected, strict=True), "x", color="#009E73", label="a good run")
     axes.set(xlabel=f"step ({config['config']['total_batch']:,} tokens each)", ylabel="loss (nats per token)")
     axes.set_title(f"{Path(run_dir).name}: {pick['val'][-1]['val_loss']:.3f} nats per token" if pick["val"] else "")
