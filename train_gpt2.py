@@ -4,7 +4,7 @@ GPT-2 from scratch: the model and its training, in one file, to be read from top
 The story: follow one token forward (Part I is all of GPT-2), follow one gradient back, then do it on many
 machines (Part II is all of training). A hurried reader can stop after Part I.
 
-    python train_gpt2.py                                  two CPU cores, about two minutes, about 1.3 bits per byte
+    python train_gpt2.py                                  two CPU cores, about two minutes, about 1.4 bits per byte
     python train_gpt2.py --recipe finetune --init gpt2 --data my.txt          one small GPU, minutes
     torchrun --standalone --nproc_per_node=8 train_gpt2.py --recipe gpt2      eight GPUs, hours, loss about 3.05
     python train_gpt2.py --help                           every option, with its unit and its default
