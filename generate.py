@@ -155,7 +155,8 @@ class PackedLinear(nn.Module):
 def pack_weights(model):
     """Replaces every nn.Linear of a GPT by a PackedLinear, where the processor is of the kind that it was measured on.
 
-    The same numbers up to rounding, and two to four times as fast. The model can no longer be trained or saved.
+    The same numbers up to rounding, in less time (tests/benchmarks/results/generate.json). The model can no longer be
+    trained or saved.
     """
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return model
@@ -325,11 +326,7 @@ def run(argv):
 
 
 def main(argv=None):
-    try:
-        return run_main(run, argv)
-    except KeyboardInterrupt:
-        note("\nstopped")
-        return 130  # what a shell gives a program that Ctrl-C ended
+    return run_main(run, argv)
 
 
 if __name__ == "__main__":

@@ -425,11 +425,6 @@ def plot(path, name, results):
 # ----------------------------------------------------------------------------------------------------------------------
 # 6. Command line
 # ----------------------------------------------------------------------------------------------------------------------
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message, "python hellaswag.py --help lists the options")
-
-
 def positive(text):
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -437,7 +432,9 @@ def positive(text):
 
 
 def make_parser():
-    parser = Parser("hellaswag.py", description=__doc__.strip().split("\n\n")[0])
+    from runs import Parser
+
+    parser = Parser("hellaswag.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--download", action="store_true", help="fetch the items of --split from the Hub, and stop")
     parser.add_argument("--split", choices=SPLITS, default="val", help="which items (default val; test has no labels)")
     parser.add_argument("--file", type=Path, help="items in the data set's form (default: what --download wrote)")
@@ -503,7 +500,7 @@ def load_model(args):
 
 
 def ready(model, device, dtype):
-    """The model as scoring runs it: on a CPU in float32 with packed weights, which multiply about twice as fast."""
+    """The model as scoring runs it: on a CPU in float32 with packed weights, which is faster there."""
     from generate import pack_weights
 
     return pack_weights(model) if device.type == "cpu" and dtype == torch.float32 else model

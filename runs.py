@@ -306,7 +306,8 @@ def choose_compile(name, device):
 
 def keep_freed_memory():
     """Tells the C library of Linux to keep memory that was freed. By habit it hands large blocks back to the system at
-    once, and each step's tensors must then be mapped and zeroed anew: a fifth of a small model's time on a CPU."""
+    once, and each step's tensors must then be mapped and zeroed anew: on a CPU up to a fifth of its time (the rung
+    "kept memory" in tests/benchmarks/results/ladder.json)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not Linux, or another C library
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h

@@ -112,7 +112,7 @@ class KVCache:
 
     def __init__(self, config, batch_size, like):
         shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        dtype = torch.float32 if like.device.type == "cpu" else like.dtype  # CPUs convert bfloat16 before they use it
+        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_cpu else like.dtype  # there bfloat16 is slow
         self.k, self.v = (like.new_empty(shape, dtype=dtype) for _ in "kv")  # once: growing would copy every time
         self.length = 0
 

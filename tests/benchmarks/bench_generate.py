@@ -25,7 +25,7 @@ import sys
 import time
 from pathlib import Path
 
-from hardware import cpu_name
+from hardware import cpu_name, memory_gb_per_s
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -44,12 +44,6 @@ def seconds(function):
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
-
-
-def memory_gb_per_s():
-    """What the machine reads from memory: a sum over 400 MB, the best of ten."""
-    x = torch.ones(100_000_000)
-    return 0.4 / min(seconds(x.sum) for _ in range(10))
 
 
 def make_models(dtype, device):

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
-from hardware import cpu_name
+from hardware import cpu_name, memory_gb_per_s
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -157,16 +157,6 @@ def measured_peak(device, dtype, repeats=10):
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
     return 2 * n**3 / best
-
-
-def memory_gb_per_s(device):
-    """What the machine reads from memory: a sum over 400 MB, the best of ten."""
-    x, best = torch.ones(100_000_000, device=device), float("inf")
-    for _ in range(10):
-        begin = time.perf_counter()
-        x.sum().item()
-        best = min(best, time.perf_counter() - begin)
-    return 0.4 / best
 
 
 def hardware(device):
