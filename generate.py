@@ -24,10 +24,8 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from runs import Parser, choose_device, choose_dtype, find_tokenizer, newest_checkpoint, run_main
-from tokenizer import EOT, eot_id, save_tokenizer
-from train_gpt2 import GPT, UserError, sample_next
-from weights import make_directory, write_atomically
+from tokenizer import EOT, eot_id, find_tokenizer, save_tokenizer
+from train_gpt2 import GPT, Parser, UserError, newest_checkpoint, run_main, sample_next, setup_runtime, write_whole
 
 ROWS = 8  # texts that grow side by side: eight cost little more time than one, for the weights are read once for all
 # What a terminal would obey instead of showing. An untrained model says any byte; a trained one, what it has read.
@@ -78,9 +76,9 @@ def show(rows, out):
     out.flush()
 
 
-def write_texts(model, encoding, prompt, args, dice, out):
+def write_texts(model, encoding, prompt, args, generator, out):
     """Continues the prompt (a list of ids, maybe empty) args.num_samples times and writes the texts to `out` while
-    they grow. dice: a CPU generator. Returns the number of new tokens."""
+    they grow. generator: a CPU generator. Returns the number of new tokens."""
     count = 0
     for first in range(0, args.num_samples, ROWS):
         numbers = range(first, min(first + ROWS, args.num_samples))
@@ -88,7 +86,7 @@ def write_texts(model, encoding, prompt, args, dice, out):
         waiting = list(rows)
         idx = torch.tensor([[eot_id(encoding), *prompt]] * len(rows), device=model.lm_head.weight.device)  # (B, T)
         show(waiting, out)
-        for tokens in model.stream(idx, args.max_tokens, args.temperature, args.top_k, args.top_p, dice):  # (B, 1)
+        for tokens in model.stream(idx, args.max_tokens, args.temperature, args.top_k, args.top_p, generator):  # (B, 1)
             for row, token in zip(rows, tokens.flatten().tolist(), strict=True):
                 row.add(token)
             show(waiting, out)
@@ -101,7 +99,7 @@ def write_texts(model, encoding, prompt, args, dice, out):
     return count
 
 
-def converse(model, encoding, args, dice, out):
+def converse(model, encoding, args, generator, out):
     """Reads a line, continues it, reads the next; each stands alone. An empty line or Ctrl-D ends; Ctrl-C a text."""
     with contextlib.suppress(ImportError):  # Windows has no such module, and needs none
         import readline  # noqa: F401  arrow keys and history for input()
@@ -115,7 +113,7 @@ def converse(model, encoding, args, dice, out):
         if not text.strip():
             return
         try:
-            write_texts(model, encoding, encode(text, encoding, model), args, dice, out)
+            write_texts(model, encoding, encode(text, encoding, model), args, generator, out)
         except KeyboardInterrupt:
             out.write("\n")
 
@@ -168,7 +166,7 @@ def pack_weights(model):
                 if isinstance(layer, nn.Linear):
                     setattr(part, name, PackedLinear(layer.weight, layer.bias))
     # The head's weight stays as it is beside its packed copy, for it is also the table of embeddings.
-    model.logits = PackedLinear(model.lm_head.weight, model.padding).forward
+    model.head = PackedLinear(model.lm_head.weight, model.padding).forward
     return model
 
 
@@ -185,10 +183,9 @@ def export(model, encoding, directory):
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is there already", "give --export the name of a new directory")
     files = hf_tokenizer_files(encoding, model.config.block_size)
-    make_directory(directory)
     model.save_pretrained(directory)
     for name, text in files.items():
-        write_atomically(directory / name, lambda file, text=text: file.write_text(text, "utf-8", newline="\n"))
+        write_whole(directory / name, lambda file, text=text: file.write(text.encode("utf-8")))
     save_tokenizer(encoding, directory / "bpe.json")
 
 
@@ -284,7 +281,7 @@ def read_prompt(given):
 
 def load(args):
     """-> the model that was asked for, or the newest; its tokenizer; and a line about them."""
-    source = args.checkpoint or args.model or newest_checkpoint()
+    source = args.checkpoint or args.model or newest_checkpoint(Path("log").glob("*"))
     if source is None:
         raise UserError("there is no checkpoint under log/", "python train_gpt2.py makes one, or give --model gpt2")
     model = GPT.from_pretrained(source)
@@ -300,27 +297,26 @@ def load(args):
 def run(argv):
     args = make_parser().parse_args(argv)
     check(args)
-    device, _ = choose_device(args.device)
-    dtype, _ = choose_dtype(args.dtype, device)
+    rt = setup_runtime(args.device, args.dtype)
     prompt = read_prompt(args.prompt)
     model, encoding, description = load(args)
     if args.export:
         export(model, encoding, args.export)
         note(f"{description}; written to {args.export}")
         return
-    model.to(device, dtype)  # all of it: autocast would convert every weight again for every token
-    if device.type == "cpu":
+    model.to(rt.device, rt.dtype)  # all of it: autocast would convert every weight again for every token
+    if rt.device.type == "cpu":
         pack_weights(model)
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    note(f"{description}; {device}, {str(dtype)[6:]}; seed {seed}")
-    dice, out = torch.Generator().manual_seed(seed), sys.stdout
+    note(f"{description}; {rt.device}, {str(rt.dtype)[6:]}; seed {seed}")
+    generator, out = torch.Generator().manual_seed(seed), sys.stdout
     if hasattr(out, "reconfigure"):  # a file is UTF-8 on every system; a terminal shows what it can
         out.reconfigure(encoding=None if out.isatty() else "utf-8", errors="replace")
     if args.interactive:
-        converse(model, encoding, args, dice, out)
+        converse(model, encoding, args, generator, out)
         return
     ids, begin = encode(prompt, encoding, model), time.perf_counter()
-    count = write_texts(model, encoding, ids, args, dice, out)
+    count = write_texts(model, encoding, ids, args, generator, out)
     seconds = time.perf_counter() - begin
     note(f"{count:,} tokens in {seconds:.1f} s: {count / seconds:,.0f} tokens/s")
 

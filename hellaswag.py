@@ -12,13 +12,13 @@ asked; it only says how likely it finds each ending, and the likeliest counts as
 There are two published conventions, and their figures must not be mixed (STYLES below): "completion", that of the
 lecture, where gpt2 has 28.59 / 29.55 %, and "lm-eval", that of EleutherAI's harness, where it has 28.92 / 31.14 %.
 
-Fast, because nothing is computed twice: an item's context is read once for its four endings, side by side in one row
-under a mask; and the 50,257 logits, a third of all the work, are computed only where an ending is scored.
+Fast, because nothing is computed twice: items whose contexts have equal length are read together, each context once for
+its four endings, which then continue its KV cache; and the 50,257 logits, a third of all the work, are computed only
+where an ending is scored.
 
 Map:  1 items   2 the two styles   3 scoring   4 fetching   5 telling   6 command line
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -28,11 +28,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from train_gpt2 import GPT, PRESETS, UserError
+# train_gpt2 is imported in the commands only: while training, evaluate() is called by it and handed the model.
 
 STYLES = {  # what acc and acc_norm choose by
     "completion": "the sum, and the mean per token, of the ending's losses after the context as it stands",
@@ -55,6 +54,14 @@ REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"  # pinned: a change of the
 SPLITS = {  # our name: (the Hub's name, items)
     "val": ("validation", 10_042), "train": ("train", 39_905), "test": ("test", 10_003),
 }  # fmt: skip
+
+
+class UserError(Exception):
+    """A user's mistake: `str(error)` says what is wrong, `error.hint` what to do about it."""
+
+    def __init__(self, message, hint):
+        super().__init__(message)
+        self.hint = hint
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -138,17 +145,18 @@ def parse_example(line, where, number):
 # ----------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Request:
-    """An item in tokens: `shared` is read once, and each of the four branches goes on from there."""
+    """An item in tokens: the context is read once, and each of the four endings continues it."""
 
-    shared: list[int]
-    branches: list[list[int]]
-    scored: list[int]  # how many tokens at the end of each branch are the ending
+    context: list[int]  # at least one token
+    endings: list[list[int]]
+    scored: list[int]  # how many tokens at the end of each ending count
     characters: list[int]  # of each ending, as lm-eval divides by
     cut: bool  # whether the block was too short for all of the context
 
-    def __len__(self):
-        """Tokens that the model reads; it need not read the last of a branch, which is only predicted."""
-        return len(self.shared) + sum(len(branch) - 1 for branch in self.branches)
+    @property
+    def longest(self):
+        """Tokens that the model reads of the longest ending: not its last, which is only predicted."""
+        return max(map(len, self.endings)) - 1
 
 
 def make_request(example, encoding, style, block_size):
@@ -165,11 +173,12 @@ def make_request(example, encoding, style, block_size):
         context = context or [encoding.n_vocab - 1]  # something must stand before the ending: <|endoftext|>
         room = block_size + 1  # the harness does not read the last token, so that one more fits
         characters = [len(choice) for choice in choices]
-    if len(context) + max(map(len, endings)) <= room:
-        return Request(context, endings, [len(ending) for ending in endings], characters, cut=False)
-    # Each row loses what it must, so the rows begin at different places in the context and have nothing in common.
+    scored = [len(ending) for ending in endings]
+    if len(context) + max(scored) <= room:
+        return Request(context, endings, scored, characters, cut=False)
+    # Each row loses what it must, so that the rows begin at different places and have no token in common but the first.
     rows = [(context + ending)[-room:] for ending in endings]
-    scored = [min(len(ending), len(row) - 1) for ending, row in zip(endings, rows, strict=True)]
+    scored = [min(n, len(row) - 1) for n, row in zip(scored, rows, strict=True)]
     return Request([], rows, scored, characters, cut=True)
 
 
@@ -238,15 +247,33 @@ def evaluate(
     )  # fmt: skip
 
 
+def score_on_all_ranks(model, encoding, rt):
+    """While training: acc and acc_norm, with the items divided among the processes of `rt`, the trainer's Runtime.
+    Returns {}, and says so, if in any process the items have not been downloaded, or there is no tokenizer."""
+    path = default_path("val")
+    if rt.any(not path.exists() or encoding is None):
+        rt.print("no HellaSwag without items (python hellaswag.py --download) and a tokenizer: going on without")
+        return {}
+    examples = load_examples(path)[rt.rank :: rt.world_size]
+    result = evaluate(model, examples, encoding, device=rt.device, autocast=rt.autocast)
+    n, correct, correct_norm = rt.sum([result["n"], result["correct"], result["correct_norm"]])
+    return dict(acc=correct / n, acc_norm=correct_norm / n)
+
+
 def make_batches(requests, budget):
-    """Lists of indices whose padded rows hold at most `budget` tokens (or one item), the longest first: neighbours in
-    length need hardly any padding, and what does not fit into memory shows at once."""
-    batch, longest = [], 0
-    for i in sorted(range(len(requests)), key=lambda i: len(requests[i]), reverse=True):
-        if batch and longest * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        longest = len(requests[i]) if not batch else longest
+    """Lists of indices of requests with contexts of equal length, which read at most `budget` tokens (or are one item).
+    The longest come first, so that what does not fit into memory shows at once."""
+
+    def size(i):
+        return len(requests[i].context), requests[i].longest
+
+    batch = []
+    for i in sorted(range(len(requests)), key=size, reverse=True):
+        if batch:
+            context, longest = size(batch[0])  # of its batch the first has the longest ending
+            if len(requests[i].context) != context or (context + 4 * longest) * (len(batch) + 1) > budget:
+                yield batch
+                batch = []
         batch.append(i)
     if batch:
         yield batch
@@ -255,33 +282,35 @@ def make_batches(requests, budget):
 def score(requests, model, device, rows):
     """The summed loss in nats of each request's four endings: a list of four floats for each. `rows` logits at a time.
 
-    Each request is one row of T tokens: what is shared, then the four branches one after another. Positions start
-    again where a branch starts, and no branch sees another: to the model each is the only continuation.
+    The contexts, of one length S, are read together, and the cache of each is repeated for its four endings. Endings
+    are filled up on the right to E tokens, which no token before sees.
     """
-    B, T = len(requests), max(map(len, requests))
-    ids, pos = np.zeros((B, T), dtype=np.int64), np.zeros((B, T), dtype=np.int64)
-    part = np.full((B, T), -1)  # 0: shared, 1 to 4: the branch, -1: padding
-    sources, targets, owners = [], [], []  # the state at sources[j] predicts token targets[j] of ending owners[j]
-    for b, request in enumerate(requests):
-        start = end = len(request.shared)
-        ids[b, :end], pos[b, :end], part[b, :end] = request.shared, range(end), 0
-        for k, (branch, scored) in enumerate(zip(request.branches, request.scored, strict=True)):
-            begin, end = end, end + len(branch) - 1
-            ids[b, begin:end], part[b, begin:end] = branch[:-1], k + 1
-            pos[b, begin:end] = range(start, start + end - begin)
-            before = [start - 1, *range(begin, end)]  # for each token of the branch, the one that it follows
-            sources += [b * T + t for t in before[-scored:]]
-            targets += branch[-scored:]
-            owners += [4 * b + k] * scored
-    ids, pos, part = (torch.from_numpy(a).to(device) for a in (ids, pos, part))  # (B, T) each
-    sources, targets = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
-    sees = ((part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)).tril()  # (B, T, T); all see themselves
-    states = model.hidden(ids, pos, sees[:, None]).flatten(0, 1)[sources]  # (scored tokens, C): only these need logits
+    B, S, E = len(requests), len(requests[0].context), max(request.longest for request in requests)
+    ids, sources, targets, owners = [], [], [], []  # the state at sources[j] predicts token targets[j] of row owners[j]
+    for row, (request, k) in enumerate((request, k) for request in requests for k in range(4)):
+        ending, scored = request.endings[k], request.scored[k]
+        ids.append(ending[:-1] + [0] * (E - len(ending) + 1))
+        # In the states of a row, 0 is that of the context's last token, which predicts the ending's first.
+        sources += [row * (E + 1) + t for t in range(len(ending) - scored, len(ending))]
+        targets += ending[-scored:] if scored else []
+        owners += [row] * scored
+    states, cache = torch.zeros(4 * B, 1, model.config.n_embd, device=device), None
+    if S:
+        contexts, cache = model.new_cache(S), model.new_cache(S + E)
+        x = model.hidden(torch.tensor([request.context for request in requests], device=device), contexts)  # (B, S, C)
+        states = x[:, -1:].repeat_interleave(4, dim=0)  # (4B, 1, C)
+        for one, four in zip(contexts, cache, strict=True):
+            four.append(one.k.repeat_interleave(4, dim=0), one.v.repeat_interleave(4, dim=0))
+    if E:
+        x = model.hidden(torch.tensor(ids, device=device), cache)  # (4B, E, C)
+        states = torch.cat((states.to(x.dtype), x), dim=1)  # (4B, E + 1, C)
+    states = states.flatten(0, 1)[torch.tensor(sources, device=device)]  # (scored tokens, C): only these need logits
+    targets = torch.tensor(targets, device=device)
     losses = [
-        F.cross_entropy(model.logits(states[j : j + rows]).float(), targets[j : j + rows], reduction="none")
-        for j in range(0, len(sources), rows)
+        F.cross_entropy(model.head(states[j : j + rows]).float(), targets[j : j + rows], reduction="none")
+        for j in range(0, len(states), rows)
     ]
-    losses = torch.cat(losses).double().cpu() if device.type != "mps" else torch.cat(losses).cpu().double()
+    losses = torch.cat(losses).cpu().double()
     return torch.zeros(4 * B, dtype=torch.float64).index_add_(0, torch.tensor(owners), losses).view(B, 4).tolist()
 
 
@@ -316,7 +345,7 @@ def wilson(correct, n):
 # ----------------------------------------------------------------------------------------------------------------------
 def download(split, path, fetch=None):
     """Fetches a split and writes it to `path`, whole or not at all; returns the number of items. Raises UserError."""
-    from weights import make_directory, write_atomically
+    from train_gpt2 import write_whole
 
     hub_name, expected = SPLITS[split]
     again = "nothing was written; try again, or copy the file from a machine that has it"
@@ -333,8 +362,7 @@ def download(split, path, fetch=None):
     if split != "test":
         for number, line in enumerate(lines):
             parse_example(line, f"{DATASET} ({hub_name}), item {number + 1}", number)
-    make_directory(path.parent)
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", "utf-8", newline="\n"))
+    write_whole(path, lambda file: file.write(("\n".join(lines) + "\n").encode("utf-8")))
     return len(lines)
 
 
@@ -342,12 +370,11 @@ def fetch_rows(hub_name):
     """The rows of a split as dicts, from the pinned revision on the Hub."""
     import pyarrow.parquet
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
-    from weights import quiet_hub
-
+    logging.set_verbosity_error()  # if no retry helps, one error says it all
     name = f"data/{hub_name}-00000-of-00001.parquet"
-    with quiet_hub():
-        file = hf_hub_download(DATASET, name, repo_type="dataset", revision=REVISION)
+    file = hf_hub_download(DATASET, name, repo_type="dataset", revision=REVISION)
     return pyarrow.parquet.read_table(file).to_pylist()
 
 
@@ -388,7 +415,7 @@ def show(examples, results, count):
 
 def write_details(path, results):
     """One JSON line an item: losses and sums by the completion style, and by lm-eval's under `lm_eval`."""
-    from weights import write_atomically
+    from train_gpt2 import write_whole
 
     lines = []
     for items in zip(*(result["items"] for result in results.values()), strict=True):
@@ -397,14 +424,14 @@ def write_details(path, results):
         if "lm-eval" in by_style:
             line = line | {"lm_eval": {k: v for k, v in by_style["lm-eval"].items() if k not in ("ind", "label")}}
         lines.append(json.dumps(line))
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", "utf-8"))
+    write_whole(path, lambda file: file.write(("\n".join(lines) + "\n").encode("utf-8")))
 
 
 def plot(path, name, results):
     """Bars of acc_norm: this model with its interval, beside OpenAI's models and chance, for each style."""
     from matplotlib.figure import Figure  # no pyplot: no global state, no window
 
-    from weights import write_atomically
+    from train_gpt2 import write_whole
 
     figure = Figure(figsize=(4.6 * len(results) + 0.4, 4.2), dpi=110, layout="constrained")
     for axes, (style, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
@@ -419,7 +446,7 @@ def plot(path, name, results):
         axes.set_title(f"{style} style, {result['n']:,} items, 95 % interval")
         axes.tick_params(axis="x", labelrotation=20)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:] or "png"))
+    write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -427,12 +454,12 @@ def plot(path, name, results):
 # ----------------------------------------------------------------------------------------------------------------------
 def positive(text):
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise ValueError(text)
     return int(text)
 
 
 def make_parser():
-    from runs import Parser
+    from train_gpt2 import Parser
 
     parser = Parser("hellaswag.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--download", action="store_true", help="fetch the items of --split from the Hub, and stop")
@@ -450,7 +477,7 @@ def make_parser():
 
 
 def main(argv=None):
-    from runs import run_main
+    from train_gpt2 import run_main
 
     return run_main(run, argv)
 
@@ -468,10 +495,10 @@ def run(argv):
             raise UserError(f"there is no directory {path.parent}", "make it, or choose another place")
     path = args.file or default_path(args.split)
     examples = load_examples(path)[: args.limit]
-    model, name, encoding, device, dtype = load_model(args)
+    model, name, encoding, rt = load_model(args)
     results = {}
     for style in STYLES if args.style == "both" else [args.style]:
-        results[style] = timed_evaluation(model, examples, encoding, device, dtype, style)
+        results[style] = timed_evaluation(model, examples, encoding, rt, style)
     if cut := max(result["cut"] for result in results.values()):
         print(f"{cut:,} items are longer than the block of {model.config.block_size} tokens: cut on the left")
     print(f"{path}: {len(examples):,} items\n\n{table(name, results)}")
@@ -484,37 +511,31 @@ def run(argv):
 
 
 def load_model(args):
-    """-> model on its device, its name, its tokenizer, device, dtype; the choices are printed with their reasons."""
-    from runs import choose_device, choose_dtype, find_tokenizer, newest_checkpoint
+    """-> model on its device, its name, its tokenizer, and the Runtime, whose choices are printed with the reasons."""
+    from generate import pack_weights
+    from tokenizer import find_tokenizer
+    from train_gpt2 import GPT, PRESETS, newest_checkpoint, setup_runtime
 
-    source = args.model or newest_checkpoint()
+    source = args.model or newest_checkpoint(Path("log").glob("*"))
     if source is None:
         hint = "give --model gpt2, or train one: python train_gpt2.py"
         raise UserError("no --model is given, and there is no checkpoint under log/", hint)
-    device, why_device = choose_device(args.device)
-    dtype, why_dtype = choose_dtype(args.dtype, device)
-    model = ready(GPT.from_pretrained(source).to(device), device, dtype)
+    rt = setup_runtime(args.device, args.dtype)
+    model = GPT.from_pretrained(source).to(rt.device)
+    if rt.device.type == "cpu" and rt.dtype == torch.float32:
+        pack_weights(model)  # faster there
     name = str(source) if str(source) in PRESETS else "/".join(Path(source).parts[-2:])
-    print(f"model {source}\ndevice {device}: {why_device}\ndtype {str(dtype)[6:]}: {why_dtype}", flush=True)
-    return model, name, find_tokenizer(source), device, dtype
+    print("\n".join([f"model {source}", *rt.reasons[:2]]), flush=True)
+    return model, name, find_tokenizer(source), rt
 
 
-def ready(model, device, dtype):
-    """The model as scoring runs it: on a CPU in float32 with packed weights, which is faster there."""
-    from generate import pack_weights
-
-    return pack_weights(model) if device.type == "cpu" and dtype == torch.float32 else model
-
-
-def timed_evaluation(model, examples, encoding, device, dtype, style):
+def timed_evaluation(model, examples, encoding, rt, style):
     from tqdm import tqdm
-
-    def autocast():
-        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     begin = time.perf_counter()
     with tqdm(total=len(examples), desc=style, unit=" items", disable=None) as bar:  # None: silent where nobody watches
-        result = evaluate(model, examples, encoding, device=device, autocast=autocast, style=style, progress=bar.update)
+        how = dict(device=rt.device, autocast=rt.autocast, style=style, progress=bar.update)
+        result = evaluate(model, examples, encoding, **how)
     seconds = time.perf_counter() - begin
     print(f"{style}: {len(examples):,} items in {seconds:.1f} s, {len(examples) / seconds:.1f} a second", flush=True)
     return result

@@ -11,13 +11,14 @@ GPT-2's 50,257 tokens are 256 bytes + 50,000 such merges + one special token tha
     python tokenizer.py show "Once upon a time" --tokenizer tales.json --steps
     python tokenizer.py eval input.txt --tokenizer tales.json                           # bytes per token
 
-Map:  1 names   2 training   3 an encoding and its words   4 files   5 GPT-2's own   6 commands
+Map:  1 names   2 training   3 an encoding and its words   4 files   5 GPT-2's own   6 text to learn from   7 commands
 Training is plain Python; encoding is tiktoken's, in Rust, so our tokenizers and GPT-2's are the same kind of object.
 
 References: Sennrich et al. 2016 (BPE for words), Radford et al. 2019 (GPT-2: bytes, and the split before the merges).
 """
 import argparse
 import base64
+import contextlib
 import errno
 import glob
 import hashlib
@@ -386,20 +387,28 @@ def _base64_tokens(enc):
     return [base64.b64encode(token).decode("ascii") for token in by_rank]
 
 
-def save_tokenizer(enc, path):
-    """Write `enc` to `path` (or `path`/tokenizer.json if that is a directory) and return the path.
+def to_json(enc):
+    """An encoding -> the content (bytes) of its file.
 
-    The file appears whole or not at all. Raises DataError if it cannot be written, or if `enc` is no tokenizer that
-    `load_tokenizer` would take: `<|endoftext|>` as the last and only special token, and a pattern it knows.
+    Raises DataError if `enc` is no tokenizer that `load_tokenizer` would take: `<|endoftext|>` as the last and only
+    special token, and a pattern it knows.
     """
-    path = Path(path)
-    path = path / "tokenizer.json" if os.path.isdir(path) else path
     content = {"format": FILE_FORMAT, "name": enc.name, "sha256": fingerprint(enc),
                "pattern": KNOWN_PATTERNS.get(enc._pat_str, enc._pat_str), "special": enc._special_tokens,
                "tokens": _base64_tokens(enc)}
     if problem := _problem(content):
         raise DataError(f"tokenizer {enc.name!r} could not be loaded again: {problem}", "change that, and save again")
-    _write_whole(path, json.dumps(content, indent=0).encode("ascii") + b"\n")
+    return json.dumps(content, indent=0).encode("ascii") + b"\n"
+
+
+def save_tokenizer(enc, path):
+    """Write `enc` to `path` (or `path`/tokenizer.json if that is a directory) and return the path.
+
+    The file appears whole or not at all. Raises DataError if it cannot be written, or as `to_json` does.
+    """
+    path = Path(path)
+    path = path / "tokenizer.json" if os.path.isdir(path) else path
+    _write_whole(path, to_json(enc))
     return path
 
 
@@ -550,8 +559,94 @@ def _offline_hint(cache):
             f"`python tokenizer.py train --files input.txt`")
 
 
+def find_tokenizer(model_path):
+    """The tokenizer that belongs to a model: in its folder, or beside its file, bpe.json (of an export) or
+    tokenizer.json (of a run; transformers has another format of that name, which is passed over); else GPT-2's."""
+    path = Path(model_path)
+    for place in (path, path.parent):
+        for file in (place / "bpe.json", place / "tokenizer.json"):
+            if path.exists() and file.is_file():
+                with contextlib.suppress(DataError):
+                    return load_tokenizer(file)
+    return load_tokenizer("gpt2")
+
+
+def for_shards(folder, asked, sha256, vocab_size=None):
+    """The tokenizer of a folder of shards, or None where none is at hand: to train on them, none is needed.
+
+    asked       a name or path, or "auto": the folder's own, or else GPT-2's if it is in the cache (it is not fetched)
+    sha256      fingerprint of the tokenizer that made the shards, or None if that is not known
+    vocab_size  its size, or None if that is not known
+
+    Raises DataError if the one asked for cannot be loaded, or is not the one that made them.
+    """
+    if asked != "auto":
+        enc = load_tokenizer(asked)
+        if sha256 not in (None, fingerprint(enc)):
+            raise DataError(f"the shards in {folder} were made with another tokenizer than {enc.name}",
+                            "leave out --tokenizer, or make the shards again with it: python fineweb.py --tokenizer")
+        return enc
+    own = Path(folder) / "tokenizer.json"
+    try:
+        enc = load_tokenizer(own) if own.exists() else None if _gpt2_missing() else load_tokenizer("gpt2")
+    except DataError:
+        return None
+    fits = enc and sha256 in (None, fingerprint(enc)) and (own.exists() or vocab_size in (None, enc.n_vocab))
+    return enc if fits else None
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# 6. Commands
+# 6. Text to learn from
+# ----------------------------------------------------------------------------------------------------------------------
+
+class Corpus(NamedTuple):
+    """A text as the trainer takes it."""
+    encoding: object    # tiktoken.Encoding
+    train: list         # ids, each document after `<|endoftext|>`
+    val: list           # the same for the part held out
+    val_bytes: int      # UTF-8 bytes of the documents held out, without markers
+
+
+def read_corpus(path, asked="auto", own=None, vocab_size=1024):
+    """A text file -> Corpus: its last tenth is held out, from the end of a document (or else of a line) on.
+
+    asked       the tokenizer: a name or path, or "auto": that of the model at `own`, or else a new one, trained on the
+                text that is not held out, with vocab_size ids
+
+    Raises DataError if the file cannot be used, or the tokenizer not be loaded or trained.
+    """
+    train, val = split_corpus(read_text(path))
+    if not train or not val:
+        raise DataError(f"{path} is too short to learn from", "give some ten thousand bytes of text")
+    if asked != "auto":
+        enc = load_tokenizer(asked)
+    else:
+        enc = find_tokenizer(own) if own else make_encoding(train_bpe(train, vocab_size), Path(path).stem)
+    val_bytes = sum(len(document.encode("utf-8")) for document in val)
+    return Corpus(enc, encode_documents(enc, train), encode_documents(enc, val), val_bytes)
+
+
+def split_corpus(text):
+    """Text -> (documents to learn from, documents held out)."""
+    raw = text.encode("utf-8")
+    cut = len(raw[:len(raw) * 9 // 10].decode("utf-8", errors="ignore"))
+    for mark in (EOT + "\n", "\n"):
+        if (found := text.find(mark, cut)) >= 0:
+            cut = found + len(mark)
+            break
+    return split_documents(text[:cut]), split_documents(text[cut:])
+
+
+def encode_documents(enc, documents):
+    """Documents -> ids in one list, each document after `<|endoftext|>`."""
+    ids = []
+    for document in documents:
+        ids += [eot_id(enc), *enc.encode_ordinary(document)]
+    return ids
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 7. Commands
 # ----------------------------------------------------------------------------------------------------------------------
 
 def read_text(path):

@@ -1,8 +1,8 @@
 """
-GPT-2 from scratch: the model and its training, in one file, to be read from top to bottom.
+GPT-2 from scratch: the model and its training in one file, to be read from top to bottom.
 
-The story: follow one token forward (Part I is all of GPT-2), follow one gradient back, then do it on many
-machines (Part II is all of training). A hurried reader can stop after Part I.
+Follow one token forward (Part I is all of GPT-2), follow one gradient back, then do it on many machines (Part II is all
+of training). Part III is what a real run needs besides: device, files, log, options. A reader may stop before it.
 
     python train_gpt2.py                                  two CPU cores, about two minutes, about 1.4 bits per byte
     python train_gpt2.py --recipe finetune --init gpt2 --data my.txt          one small GPU, minutes
@@ -10,9 +10,10 @@ machines (Part II is all of training). A hurried reader can stop after Part I.
     python train_gpt2.py --help                           every option, with its unit and its default
 
 Map
-    Part I   the model     1 imports   2 GPTConfig   3 attention   4 MLP   5 Block   6 GPT   7 generate, load, save
-    Part II  the training  8 data      9 TrainConfig, RECIPES     10 schedule, optimizer    11 Runtime
-                          12 train_step                           13 evaluate, checkpoints  14 train   15 command line
+    Part I    the model      1 GPTConfig   2 attention   3 MLP   4 Block   5 GPT   6 generation   7 weights of others
+    Part II   the training   8 data   9 TrainConfig   10 optimizers   11 Runtime   12 train_step   13 evaluate
+                             14 checkpoints   15 train
+    Part III  the plumbing   16 machine   17 what to read   18 files   19 log   20 options
 
 Symbols
     B   batch, sequences read at once            nh  number of heads
@@ -26,12 +27,26 @@ References
     Muon      Jordan 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982
 """
 
-# === 1. Imports: the standard library, numpy and torch. What else a feature needs is imported where it is used. =====
+import argparse
 import contextlib
+import copy
+import ctypes
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
 import math
 import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
-from dataclasses import asdict, dataclass, field, replace
+import time
+import typing
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,37 +64,40 @@ class UserError(Exception):
         self.hint = hint
 
 
+def require(condition, message, hint):
+    """Raises UserError unless the condition holds."""
+    if not condition:
+        raise UserError(message, hint)
+
+
 # === PART I: THE MODEL ==============================================================================================
-# === 2. Six numbers define a GPT-2. =================================================================================
+# === 1. Six numbers define a GPT-2. =================================================================================
 @dataclass(frozen=True)
 class GPTConfig:
     block_size: int = 1024  # T: the longest context, in tokens
     vocab_size: int = 50257  # V: 256 bytes + 50,000 merges + <|endoftext|>
-    n_layer: int = 12  # blocks, one above the other
-    n_head: int = 12  # nh: heads of attention in each block
+    n_layer: int = 12  # blocks, one after the other
+    n_head: int = 12  # nh: attention heads in each block
     n_embd: int = 768  # C: width of the residual stream
-    dropout: float = 0.0  # share of activations zeroed while training; pretraining sees each token once and needs none
+    dropout: float = 0.0  # share of activations zeroed in training; 0 where each token is seen only once
 
     def __post_init__(self):
+        C, nh = self.n_embd, self.n_head
         for name, value in asdict(self).items():
-            if name != "dropout" and (not isinstance(value, int) or value < 1):
-                raise UserError(f"{name} is {value!r}", f"{name} is a whole number of at least 1")
-        if self.n_embd % self.n_head:
-            fits = self.n_head * math.ceil(self.n_embd / self.n_head)
-            raise UserError(f"n_embd {self.n_embd} is not shared evenly by {self.n_head} heads", f"use n_embd {fits}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}", "dropout is a share: 0 or more, less than 1")
+            whole = isinstance(value, int) and value > 0
+            require(whole or name == "dropout", f"{name} is {value!r}", "it is a whole number of at least 1")
+        require(C % nh == 0, f"n_embd {C} cannot be divided among {nh} heads", f"use n_embd {math.ceil(C / nh) * nh}")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}", "dropout is a share: 0 or more, less than 1")
 
     @classmethod
     def from_name(cls, name, **overrides):
         """The configuration called `name` in PRESETS, with single fields replaced."""
-        if name not in PRESETS:
-            raise UserError(f"no model is called {name!r}", "choose one of: " + ", ".join(PRESETS))
-        return cls(**{**PRESETS[name], **overrides})
+        require(name in PRESETS, f"no model is called {name!r}", "choose one of: " + ", ".join(PRESETS))
+        return cls(**PRESETS[name] | overrides)
 
     @property
     def padded_vocab_size(self):
-        """V rounded up to a multiple of 64, for matrices that fit the hardware's tiles: 50257 -> 50304."""
+        """V rounded up to a multiple of 64, because matrix units work in tiles of such sizes: 50257 -> 50304."""
         return math.ceil(self.vocab_size / 64) * 64
 
 
@@ -92,35 +110,37 @@ PRESETS = {  # parameters: 124M, 350M, 774M, 1558M, and about a million for a la
 }
 
 
-# === 3. Attention: the only place where tokens look at each other. ==================================================
-def causal_attention(q, k, v, return_weights=False, dropout_p=0.0):
-    """Attention in plain sight (Vaswani et al. 2017, section 3.2.1): to read, to plot, to test the fused one against.
+# === 2. Attention: the only place where tokens exchange information. ================================================
+# Each token makes three vectors. Its query says what it is looking for, its key what it has to offer, its value what it
+# hands over. Where a query matches a key (a large dot product), much of that token's value is taken over.
+def causal_attention(q, k, v, return_weights=False):
+    """Attention written out (Vaswani et al. 2017, section 3.2.1): to read, to plot, and to test the fused one against.
 
     q: (B, nh, Tq, hs), k and v: (B, nh, Tk, hs) with Tq <= Tk; the queries belong to the last Tq positions.
-    Returns (B, nh, Tq, hs), and the weights (B, nh, Tq, Tk) with each row summing to 1 when return_weights is true.
-    """
+    Returns (B, nh, Tq, hs), and if asked the weights (B, nh, Tq, Tk), each row of which sums to 1."""
     Tq, Tk = q.size(-2), k.size(-2)
+    # A dot product of hs terms with variance 1 has variance hs. Divided by sqrt(hs) it has variance 1 again; without
+    # that, softmax would saturate: nearly all weight on one token, and nearly no gradient.
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, nh, Tq, Tk)
     future = torch.full((Tq, Tk), float("-inf"), dtype=q.dtype, device=q.device).triu(Tk - Tq + 1)
-    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, nh, Tq, Tk); the root keeps their variance near 1
-    weights = (scores + future).softmax(dim=-1)  # e**-inf is 0: no token looks at a later one
-    y = F.dropout(weights, dropout_p) @ v  # (B, nh, Tq, hs): a weighted mean of values
+    weights = (scores + future).softmax(dim=-1)  # exp(-inf) is 0: no token sees a later one, which it must predict
+    y = weights @ v  # (B, nh, Tq, hs): a weighted mean of values
     return (y, weights) if return_weights else y
 
 
 class KVCache:
-    """The keys and values that one layer has computed so far, so that a new token need not compute them again."""
+    """The keys and values of one layer so far: generation computes them once a token, not anew for every next one."""
 
-    def __init__(self, config, batch_size, like):
-        shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_cpu else like.dtype  # there bfloat16 is slow
-        self.k, self.v = (like.new_empty(shape, dtype=dtype) for _ in "kv")  # once: growing would copy every time
-        self.length = 0
+    def __init__(self, max_length):
+        self.max_length, self.length = max_length, 0
 
     def append(self, k, v):
         """Adds k and v, each (B, nh, T, hs), and returns all that is held: (B, nh, length, hs) each."""
+        if self.length == 0:  # room for all tokens at once, because growing would copy everything each time
+            shape = (*k.shape[:2], self.max_length, k.size(3))
+            self.k, self.v = k.new_empty(shape), v.new_empty(shape)
         start, self.length = self.length, self.length + k.size(2)
-        self.k[:, :, start : self.length] = k
-        self.v[:, :, start : self.length] = v
+        self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
         return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
 
@@ -132,27 +152,26 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head, self.dropout = config.n_head, config.dropout
 
-    def forward(self, x, mask=None, cache=None):
-        """x: (B, T, C) -> (B, T, C). mask: (B or 1, 1, T, Tk), true where a token may look, not the causal one."""
+    def forward(self, x, cache=None):
+        """x: (B, T, C) -> (B, T, C). With a cache, x holds only the new tokens, which see the others through it."""
         B, T, C = x.size()
+        # Several heads look for several things at once, each in its own hs channels, like a second batch dimension.
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, nh, hs)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each: heads are a second batch dimension
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nh, Tk, hs)
-            q = q.to(k.dtype)
-        Tk = k.size(2)
-        if mask is None and 1 < T < Tk:  # several new tokens after cached ones: is_causal would align the wrong corner
-            mask = torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
-        dropout_p = self.dropout if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and mask is None and T == Tk <= 256:
-            y = causal_attention(q, k, v, dropout_p=dropout_p)  # here plain products are faster than the fused kernel
-        else:  # the same without ever storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=mask is None and Tk == T)
-        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # the heads side by side again
+        Tk, dropout_p = k.size(2), self.dropout if self.training else 0.0
+        if q.is_cpu and q.dtype == torch.bfloat16 and T == Tk <= 256 and dropout_p == 0:
+            y = causal_attention(q, k, v)  # a CPU's fused kernel is slower in bfloat16 on short sequences
+        else:  # the same result, without storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
+            # is_causal would align the mask top left; new tokens after cached ones need it bottom right.
+            mask = None if T in (1, Tk) else torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=Tk == T)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
 
-# === 4. MLP: each token by itself thinks over what attention brought. ===============================================
+# === 3. MLP: each token by itself works on what attention brought. ==================================================
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -161,27 +180,28 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C); GPT-2 was trained with the tanh form, so it stays
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C); OpenAI's weights were trained with the tanh form
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
 
-# === 5. Block: the residual stream runs straight through; attention and MLP read from it and add to it. =============
+# === 4. Block: the residual stream runs straight through; attention and MLP read from it and add to it. =============
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
+        # LayerNorm brings each token's C numbers to mean 0 and variance 1 (then scales and shifts them by learned
+        # amounts), so that every layer reads inputs of one size, however large the stream has grown.
         self.ln_1 = nn.LayerNorm(config.n_embd)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask=None, cache=None):
-        # The norms stand on the branches ("pre-norm"), never on the stream: gradients reach every layer undiminished.
-        x = x + self.attn(self.ln_1(x), mask, cache)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+    def forward(self, x, cache=None):
+        # The norms sit on the branches, not on the stream: along the sums a gradient reaches every layer unchanged.
+        x = x + self.attn(self.ln_1(x), cache)  # (B, T, C)
+        return x + self.mlp(self.ln_2(x))  # (B, T, C)
 
 
-# === 6. GPT: embeddings, a stack of blocks, and a head that asks for the next token. ================================
+# === 5. GPT: embeddings, a stack of blocks, and a head that scores every possible next token. =======================
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -189,16 +209,16 @@ class GPT(nn.Module):
         self.activation_checkpointing = False  # True: recompute each block in the backward pass instead of storing it
         self.transformer = nn.ModuleDict(
             dict(
-                wte=nn.Embedding(config.padded_vocab_size, config.n_embd),  # what the token is
-                wpe=nn.Embedding(config.block_size, config.n_embd),  # where it stands
+                wte=nn.Embedding(config.padded_vocab_size, config.n_embd),  # which token it is
+                wpe=nn.Embedding(config.block_size, config.n_embd),  # where it is: attention by itself knows no order
                 drop=nn.Dropout(config.dropout),
                 h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
                 ln_f=nn.LayerNorm(config.n_embd),
             )
         )
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # tied: tokens alike going in are alike coming out
-        # Rows V and up only fill the last tile. A logit of -inf gives them probability 0 and gradient 0, for ever.
+        self.lm_head.weight = self.transformer.wte.weight  # tied: tokens with similar embeddings get similar scores
+        # The padding rows V and up get a logit of -inf: probability 0 and gradient 0, so they are never sampled.
         padding = torch.zeros(config.padded_vocab_size)
         padding[config.vocab_size :] = float("-inf")
         self.register_buffer("padding", padding, persistent=False)
@@ -209,40 +229,41 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 p.zero_()
-            elif p.dim() == 2:  # 0.02 as in GPT-2's code; positions get 0.01, as there
-                std = 0.01 if "wpe" in name else 0.02
-                if name.endswith("c_proj.weight"):  # 2 additions a block: their sum's variance must not grow
-                    std /= math.sqrt(2 * self.config.n_layer)
+            elif p.dim() == 2:
+                std = 0.01 if "wpe" in name else 0.02  # both as in OpenAI's code
+                # Each block adds to the stream twice; 1/sqrt(2 n_layer) keeps its variance independent of depth.
+                std /= math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1
                 p.normal_(0.0, std)
         self.transformer.wte.weight[self.config.vocab_size :] = 0.0
 
-    def hidden(self, idx, pos=None, mask=None, cache=None):
-        """Token ids (B, T) -> what the last layer thinks of each, (B, T, C). cache: a list of KVCache, one a layer."""
-        T, start = idx.size(1), cache[0].length if cache else 0
-        if start + T > self.config.block_size and pos is None:
-            raise UserError(f"{start + T} tokens in a block of {self.config.block_size}", "cut them on the left")
-        if pos is None:
-            pos = torch.arange(start, start + T, device=idx.device)  # (T,)
+    def hidden(self, idx, cache=None):
+        """Token ids (B, T) -> the residual stream after the last block, normed: (B, T, C). With a cache of new_cache(),
+        idx continues what it holds. Raises UserError beyond block_size tokens."""
+        T, start, most = idx.size(1), cache[0].length if cache else 0, self.config.block_size
+        require(start + T <= most, f"{start + T} tokens in a block of {most}", "cut them on the left")
+        pos = torch.arange(start, start + T, device=idx.device)  # (T,)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
         x = self.transformer.drop(x)
         for i, block in enumerate(self.transformer.h):
             if self.activation_checkpointing and self.training:
-                x = torch.utils.checkpoint.checkpoint(block, x, mask, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x, mask, cache[i] if cache else None)
+                x = block(x, cache[i] if cache else None)
         return self.transformer.ln_f(x)
 
-    def logits(self, x):
-        """(..., C) -> (..., padded V): scores of the next token, -inf for ids that no tokenizer has."""
+    def head(self, x):
+        """(..., C) -> (..., padded V): a score (logit) for each possible next token, -inf for the padding."""
         return F.linear(x, self.lm_head.weight, self.padding)
 
     def forward(self, idx, targets=None):
         """idx: (B, T) token ids. Returns (logits (B, T, V), loss): the mean cross-entropy in nats per token against
         targets (B, T), where -1 marks a token not to be scored; the loss is None without targets."""
-        logits = self.logits(self.hidden(idx))  # (B, T, padded V)
-        loss = None
-        if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        logits = self.head(self.hidden(idx))  # (B, T, padded V)
+        if targets is None:
+            return logits[..., : self.config.vocab_size], None
+        # Cross-entropy is -ln(probability given to the right token). An untrained model spreads its guess evenly over V
+        # tokens, so the loss begins near ln V: 10.8 for V = 50257, and 6.9 for V = 1024.
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits[..., : self.config.vocab_size], loss
 
     def num_params(self):
@@ -256,20 +277,24 @@ class GPT(nn.Module):
         c = self.config
         return 6 * (self.num_params() - self.transformer.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * c.block_size
 
-    # === 7. The model speaks, and exchanges weights with the rest of the world. =====================================
+    # === 6. Generation: predict, draw one token, append it, repeat. =================================================
+    def new_cache(self, max_length=None):
+        """An empty KVCache for each layer, with room for max_length tokens (block_size if left out)."""
+        return [KVCache(max_length or self.config.block_size) for _ in self.transformer.h]
+
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, use_cache=True):
-        """Continues idx (B, T), one token at a time: yields (B, 1) ids. Past block_size tokens the window slides."""
+        """Continues idx (B, T) token by token: yields (B, 1) ids. Past block_size tokens the window slides."""
         training, cache = self.training, None
         self.eval()
         try:
             for _ in range(max_new_tokens):
                 if use_cache and cache and cache[0].length < self.config.block_size:
-                    x = self.hidden(idx[:, -1:], cache=cache)  # one new token; all before it are in the cache
-                else:  # first token, or a full block: when the window slides, every token's position changes
-                    cache = [KVCache(self.config, idx.size(0), self.lm_head.weight) for _ in self.transformer.h]
-                    x = self.hidden(idx[:, -self.config.block_size :], cache=cache)
-                logits = self.logits(x[:, -1])[:, : self.config.vocab_size]  # (B, V): only the last position is asked
+                    x = self.hidden(idx[:, -1:], cache)  # only the new token; all others are in the cache
+                else:  # the first step, or a full block: when the window slides, every token's position changes
+                    cache = self.new_cache()
+                    x = self.hidden(idx[:, -self.config.block_size :], cache)
+                logits = self.head(x[:, -1])[:, : self.config.vocab_size]  # (B, V): the last position predicts the next
                 token = sample_next(logits, temperature, top_k, top_p, generator).to(idx.device)  # (B, 1)
                 idx = torch.cat((idx, token), dim=1)
                 yield token
@@ -277,10 +302,9 @@ class GPT(nn.Module):
             self.train(training)
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
-        """Returns idx (B, T) continued: (B, T + new). A row that has said stop_token goes on repeating it, and when
-        all rows have, generation ends. temperature 0 takes the likeliest token; generator is a CPU generator."""
-        done = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
-        out = [idx]
+        """Returns idx (B, T) continued: (B, T + new). A row that has produced stop_token repeats it from then on, and
+        generation ends when all rows have. temperature 0 takes the likeliest token; generator is a CPU generator."""
+        done, out = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device), [idx]
         for token in self.stream(idx, max_new_tokens, temperature, top_k, top_p, generator):
             if stop_token is not None:
                 token = token.masked_fill(done, stop_token)
@@ -290,80 +314,122 @@ class GPT(nn.Module):
                 break
         return torch.cat(out, dim=1)
 
-    @torch.no_grad()
-    def load_hf_state_dict(self, weights):
-        """Takes weights in the layout of OpenAI and transformers, with or without the prefix `transformer.`. Raises
-        UserError naming what is missing, extra or of another shape."""
-        from weights import check_weights
-
-        masks = (".attn.bias", ".attn.masked_bias")  # causal masks that old files hold; not weights
-        theirs = {k.removeprefix("transformer."): w for k, w in weights.items() if not k.endswith(masks)}
-        theirs = {k: w.t() if k.endswith(CONV1D) else w for k, w in theirs.items()}
-        ours = dict(self.transformer.named_parameters())
-        ours["wte.weight"] = ours["wte.weight"][: self.config.vocab_size]  # a view, without the padding rows
-        check_weights(ours, theirs)
-        for name, p in ours.items():
-            p.copy_(theirs[name])
-
+    # === 7. Weights of others: OpenAI's from the Hub, and files as transformers writes them. ========================
     @classmethod
     def from_pretrained(cls, name_or_path, block_size=None, dropout=0.0):
         """A model with weights from: a name (`gpt2` .. `gpt2-xl`, OpenAI's, fetched from the Hub once), a checkpoint of
-        this file (.pt), or a directory or file as transformers saves them (safetensors, sharded or not, or .bin).
-        block_size may cut the context short. Raises UserError for anything that is not a GPT-2."""
-        from weights import load_model
-
-        return load_model(cls, name_or_path, block_size, dropout)
+        this file (.pt) or a run's folder, or a directory as transformers saves it (.safetensors, also in parts, or
+        .bin). block_size may cut the context short. Raises UserError for anything that is no GPT-2."""
+        with reading(name_or_path):
+            config, weights = read_weights(name_or_path)
+            T, most = block_size or config.block_size, config.block_size
+            require(most >= T, f"{name_or_path} has {most} positions, not {T}", "lower --block_size, or leave it out")
+            model = cls(replace(config, block_size=T, dropout=dropout))
+            model.load_state_dict(weights | {"transformer.wpe.weight": weights["transformer.wpe.weight"][:T]})
+        return model
 
     def save_pretrained(self, directory):
-        """Writes config.json and model.safetensors, which transformers.GPT2LMHeadModel.from_pretrained opens."""
-        from weights import save_hf
+        """Writes model.safetensors and config.json, which transformers.GPT2LMHeadModel.from_pretrained opens."""
+        from safetensors.torch import save
 
-        save_hf(self, directory)
+        c, weights = self.config, {}
+        for name, p in self.transformer.named_parameters():
+            p = p.detach().cpu()[: c.vocab_size] if name == "wte.weight" else p.detach().cpu()  # no padding rows
+            weights["transformer." + name] = (p.t() if name.endswith(CONV1D) else p).contiguous()
+        config = dict(
+            architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=c.vocab_size, n_positions=c.block_size,
+            n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, activation_function="gelu_new",
+            layer_norm_epsilon=1e-5, resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
+            tie_word_embeddings=True, bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1,
+        )  # fmt: skip
+        write_whole(Path(directory) / "model.safetensors", lambda f: f.write(save(weights, {"format": "pt"})))
+        write_whole(Path(directory) / "config.json", lambda f: f.write(json.dumps(config, indent=2).encode()))
 
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored as (in, out)
 
 
+def read_weights(name_or_path):
+    """-> GPTConfig and weights under this file's names, from any of the places that from_pretrained knows."""
+    path = Path(name_or_path)
+    if path.suffix == ".pt" or (newest := newest_checkpoint([path])):
+        ckpt = load_checkpoint(path if path.suffix == ".pt" else newest)
+        return GPTConfig(**ckpt["model_config"]), ckpt["model"]
+    if not path.exists() and str(path) in PRESETS and str(path) != "tales":
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(f"openai-community/{path}", allow_patterns=["config.json", "*.safetensors"]))
+        except Exception as e:  # the Hub's client raises a dozen kinds, all of which mean: not there
+            hint = "connect to the network once, or copy the model's directory here and give its path"
+            raise UserError(f"cannot fetch {path} from the Hub: {type(e).__name__}", hint) from e
+    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    hint = "give a checkpoint (.pt), a directory with config.json and model.safetensors, or gpt2, gpt2-medium, ..."
+    require(files, f"there is no model at {name_or_path}", hint)
+    from safetensors.torch import load_file
+
+    weights = {}
+    for file in files:
+        tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        for name, w in tensors.items():
+            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks that old files hold; not weights
+                weights["transformer." + name.removeprefix("transformer.")] = w.t() if name.endswith(CONV1D) else w
+    c = json.loads((path / "config.json").read_text("utf-8"))
+    config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
+    check_sizes(config, weights, rows=config.vocab_size)
+    wte = weights["transformer.wte.weight"]  # (V, C)
+    if not torch.equal(wte, weights.pop("transformer.lm_head.weight", wte)):
+        raise ValueError("lm_head.weight differs from wte.weight, which GPT-2 ties it to")
+    wte = F.pad(wte, (0, 0, 0, config.padded_vocab_size - config.vocab_size))  # (padded V, C)
+    return config, weights | {"transformer.wte.weight": wte, "lm_head.weight": wte}
+
+
+def check_sizes(config, weights, rows):
+    """Raises ValueError if the weights are not of the sizes that the configuration claims, before it costs memory."""
+    wte, wpe = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
+    found = (*wte.shape, len(wpe), sum(name.endswith("ln_1.weight") for name in weights))
+    if found != (rows, config.n_embd, config.block_size, config.n_layer):
+        raise ValueError(f"its weights have (V, C, T, n_layer) = {found}, which is not what its configuration says")
+
+
 def sample_next(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Logits (B, V) -> one id for each row, (B, 1), drawn on the CPU: a seed gives the same text on every device,
-    and the bugs of single backends do not matter. temperature 0 is greedy; top_k keeps the k likeliest ids;
-    top_p keeps the likeliest ids that together have that probability (Holtzman et al. 2019, arXiv 1904.09751)."""
-    if temperature < 0 or not math.isfinite(temperature):
-        raise UserError(f"temperature is {temperature}", "0 always takes the likeliest token, 1 samples as trained")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k is {top_k}", "top_k is a number of tokens, at least 1; leave it out to keep all")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}", "top_p is a probability: more than 0, at most 1")
+    """Logits (B, V) -> one id for each row, (B, 1). It draws on the CPU, so a seed gives the same text on every device.
+
+    temperature divides the logits: below 1 the likely tokens become likelier, and 0 always takes the likeliest. top_k
+    keeps the k likeliest tokens. top_p keeps the likeliest tokens that together have that probability (Holtzman et al.
+    2019, arXiv 1904.09751). Raises UserError for values outside their range."""
+    finite = temperature >= 0 and math.isfinite(temperature)
+    require(finite, f"temperature is {temperature}", "0 takes the likeliest token, 1 samples as trained")
+    require(top_k is None or top_k >= 1, f"top_k is {top_k}", "it is a number of tokens, at least 1; or leave it out")
+    require(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}", "it is a probability: more than 0, at most 1")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True).cpu()
     logits, ids = logits.float().cpu() / temperature, None
-    if top_k is not None or top_p is not None:  # the likeliest first; what follows is short if top_k is
+    if top_k is not None or top_p is not None:
+        # Keep the k largest (all, for top_p alone), sorted, so that what follows touches k numbers instead of V.
         logits, ids = logits.topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # (B, k) each
     probs = logits.softmax(dim=-1)
     if top_p is not None:
-        before = probs.cumsum(dim=-1) - probs  # the probability of all likelier ids; 0 for the first, so it stays
+        before = probs.cumsum(dim=-1) - probs  # the probability of all likelier tokens; 0 for the first, which stays
         probs = probs.masked_fill(before >= top_p, 0.0)
-    place = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
-    return place if ids is None else ids.gather(-1, place)
+    drawn = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+    return drawn if ids is None else ids.gather(-1, drawn)
 
 
 # === PART II: THE TRAINING ==========================================================================================
-# === 8. Data: what goes in is a row of token ids x, and what should come out is y, the same row one token later. ====
+# === 8. Data: x is a row of token ids, y the same row one token later: what the model should predict at each place. =
 def load_shard(path):
     """One file of tokens, mapped, not read: .npy (uint16, from fineweb.py) or .bin (llm.c: 256 int32, then uint16)."""
-    path, hint = Path(path), "write it again: python fineweb.py"
-    try:
-        if path.suffix == ".bin":
-            magic, version, count = np.fromfile(path, dtype="<i4", count=3).tolist()
+    hint = "write it again: python fineweb.py"
+    with reading(path, hint):
+        if Path(path).suffix == ".bin":
             shard = np.memmap(path, dtype="<u2", mode="r", offset=1024)
-            if (magic, version, count) != (20240520, 1, len(shard)):
-                raise ValueError(f"magic {magic}, version {version}, {len(shard):,} of {count:,} tokens")
+            header = np.fromfile(path, dtype="<i4", count=3).tolist()  # magic number, version, tokens
+            require(header == [20240520, 1, len(shard)], f"{path} is no whole shard of llm.c: it begins {header}", hint)
         else:
-            shard = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives and pickles, too
-    except Exception as e:  # numpy's readers of headers raise many kinds
-        raise UserError(f"{path} is damaged, or no shard of tokens: {e}", hint) from e
-    if shard.dtype != np.uint16 or shard.ndim != 1 or len(shard) == 0:
-        raise UserError(f"{path} holds {shard.dtype} of shape {shard.shape}, not a row of uint16", hint)
+            shard = np.lib.format.open_memmap(path, mode="r")  # np.load would also open archives and pickles
+    sound = shard.dtype == np.uint16 and shard.ndim == 1 and len(shard) > 0
+    require(sound, f"{path} holds {shard.dtype} of shape {shard.shape}, not a row of uint16", hint)
     return shard
 
 
@@ -378,85 +444,65 @@ class TokenStream:
         return int(self.ends[-1])
 
     def read(self, start, length):
-        """`length` tokens from position `start` on, going round the end: int64 (length,). Only this is copied."""
+        """`length` tokens from position `start` on, wrapping round at the end: int64 (length,)."""
         pieces = []
         while length > 0:
             start %= len(self)
             i = int(np.searchsorted(self.ends, start, side="right"))  # the shard that holds `start`
-            end = min(start + length, int(self.ends[i]))
-            shard, count = self.shards[i], end - start
+            shard, count = self.shards[i], min(length, int(self.ends[i]) - start)
             first = start - int(self.ends[i]) + len(shard)  # counted within the shard
-            if isinstance(shard, np.memmap):  # read, not touched: touched pages of a map count as our memory
+            if isinstance(shard, np.memmap):
+                # Read from the file: pages touched through a memory map would show up in our resident memory.
                 pieces.append(np.fromfile(shard.filename, shard.dtype, count, offset=shard.offset + 2 * first))
             else:
                 pieces.append(shard[first : first + count])
-            length -= end - start
-            start = end
+            start, length = start + count, length - count
         tokens = np.concatenate(pieces).astype(np.int64)  # torch's uint16 cannot index an embedding
-        if tokens.max() >= self.vocab_size:
-            raise UserError(
-                f"the data has token id {tokens.max()}, the vocabulary ends at {self.vocab_size - 1}",
-                "the shards were made with another tokenizer: give it with --tokenizer, or make them again",
-            )
+        too_large = f"the data has token id {tokens.max()}, the vocabulary ends at {self.vocab_size - 1}"
+        require(tokens.max() < self.vocab_size, too_large, "made with another tokenizer? give it with --tokenizer")
         return tokens
-
-
-def shuffled(i, n, key):
-    """Where item i of n comes in the shuffle called `key`: computed, never stored, so that billions cost nothing.
-
-    Four rounds of a Feistel network (each half of i's bits is mixed into the other half, which can be undone, so no two
-    items meet) over the next power of 4; a result past the end goes round again until it lands inside."""
-    half = (max(n - 1, 1).bit_length() + 1) // 2
-    while True:
-        left, right = i >> half, i & ((1 << half) - 1)
-        for r in range(4):
-            mixed = ((right + 1) * 0x9E3779B97F4A7C15 + (key * 4 + r) * 0xBF58476D1CE4E5B9) % 2**64
-            mixed = (mixed ^ (mixed >> 29)) * 0x94D049BB133111EB % 2**64
-            left, right = right, left ^ (mixed >> (64 - half))
-        i = (left << half) | right
-        if i < n:
-            return i
 
 
 class DataLoaderLite:
     """Batches as a pure function of (step, micro-step, rank): no state, so no rank can drift and resuming is exact.
 
-    The endless row of tokens is cut into windows of T. Number the sequences of all steps, micro-steps and ranks in one
-    count: sequence s reads window s in order, or, shuffled, window s of this epoch's permutation. An epoch is len // T
-    windows; the next one begins where it ended, so the few tokens left over open the next epoch, cut differently.
-    """
+    The endless row of tokens is cut into windows of T. Count the sequences of all steps, micro-steps and ranks in one
+    row: sequence s reads window s or, shuffled, the one that this epoch's permutation puts there. An epoch has len // T
+    windows. The next one begins where it ended: the few tokens left over open it, and its windows shift."""
 
     def __init__(self, tokens, B, T, grad_accum=1, rank=0, world_size=1, shuffle=True, seed=0):
-        if len(tokens) < T + 1:
-            raise UserError(f"the data has {len(tokens)} tokens, a window {T + 1}", "use more text or smaller blocks")
+        too_short = f"the data has {len(tokens)} tokens, a window {T + 1}"
+        require(len(tokens) > T, too_short, "use more text, or a smaller --block_size")
         self.tokens, self.B, self.T, self.shuffle, self.seed = tokens, B, T, shuffle, seed
         self.grad_accum, self.rank, self.world_size = grad_accum, rank, world_size
         self.windows_per_epoch = len(tokens) // T
-        self.sequences_per_step = B * grad_accum * world_size
+        self.epoch, self.order = None, None  # the permutation that was made last, and of which epoch
 
     def window(self, sequence):
         """Which window of the endless row sequence number `sequence` reads."""
         epoch, i = divmod(sequence, self.windows_per_epoch)
         if self.shuffle:
-            i = shuffled(i, self.windows_per_epoch, key=self.seed * 1_000_003 + epoch)
+            if epoch != self.epoch:  # made from (seed, epoch) alone: the same on every rank and after a resume
+                generator = np.random.default_rng((self.seed, epoch))
+                self.epoch, self.order = epoch, generator.permutation(self.windows_per_epoch)
+            i = int(self.order[i])
         return epoch * self.windows_per_epoch + i
 
     def batch(self, step, micro_step=0):
         """-> x, y: int64 (B, T) each, y one token ahead of x."""
         first = ((step * self.grad_accum + micro_step) * self.world_size + self.rank) * self.B
         rows = [self.tokens.read(self.window(s) * self.T, self.T + 1) for s in range(first, first + self.B)]
-        rows = torch.from_numpy(np.stack(rows))  # (B, T + 1): neighbours share a token, the last y is the next first x
-        return rows[:, :-1], rows[:, 1:]
+        rows = torch.from_numpy(np.stack(rows))  # (B, T + 1): the last y of a window is the first x of the next one
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
 def validation_batches(tokens, B, T, max_tokens, rank=0, world_size=1):
-    """The first max_tokens targets of `tokens`, each once, in windows of T shared out among ranks: (x, y) of (<= B, T).
-    The last window is filled up with targets of -1, which are not scored."""
+    """The first max_tokens targets of `tokens`, each once, in windows of T dealt out to the ranks: x, y of (B, T) each.
+    The last batch is filled up with targets of -1, which are not scored, so that all have one shape."""
     count = min(max_tokens, len(tokens) - 1)
     starts = range(0, count, T)[rank::world_size]
     for i in range(0, len(starts), B):
-        x, y = np.zeros((2, len(starts[i : i + B]), T), dtype=np.int64)
-        y -= 1
+        x, y = np.zeros((B, T), dtype=np.int64), np.full((B, T), -1)
         for row, start in enumerate(starts[i : i + B]):
             n = min(T, count - start)
             window = tokens.read(start, n + 1)
@@ -464,190 +510,159 @@ def validation_batches(tokens, B, T, max_tokens, rank=0, world_size=1):
         yield torch.from_numpy(x), torch.from_numpy(y)
 
 
-# === 9. TrainConfig: every number of a run, with its unit; RECIPES: which of them go together. ======================
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def option(default, help, least=None, choices=None):
-    return field(default=default, metadata=dict(help=help, least=least, choices=choices))
-
-
+# === 9. TrainConfig: a page of knobs, whose comments are the text of --help; RECIPES: which values go together. =====
 @dataclass(frozen=True)
 class TrainConfig:
-    recipe: str = option("tales", "a set of settings that go together; every other option overrides it")
-    data: str = option("input.txt", "a text file, or a directory of token shards made by fineweb.py")
-    run: str | None = option(None, "name of the run's folder under --log_dir; the recipe's name if left out")
-    log_dir: str = option("log", "where the folders of runs are")
-    init: str | None = option(None, "start from these weights: gpt2 .. gpt2-xl, a checkpoint, or a directory")
-    resume: str | None = option(None, "go on with a run: its newest whole checkpoint, or the one given")
-    tokenizer: str = option("auto", "gpt2, or a file; auto: that of the shards, or one trained on the text")
-    vocab_size: int = option(1024, "tokens in the vocabulary that auto trains on a text file", least=257)
-    n_layer: int | None = option(12, "blocks")
-    n_head: int | None = option(12, "heads of attention a block")
-    n_embd: int | None = option(768, "channels of the residual stream")
-    block_size: int | None = option(1024, "context, in tokens")
-    dropout: float = option(0.0, "share of activations zeroed while training", least=0)
-    micro_batch: int | str = option("auto", "sequences read at once by each process; auto: the most that fit", least=1)
-    total_batch: int = option(524_288, "tokens a step, over all processes and micro-steps", least=1)
-    max_steps: int = option(19_073, "steps", least=1)
-    epochs: float | None = option(None, "passes over the data, another way to say --max_steps", least=1e-9)
-    lr: float = option(6e-4, "peak learning rate", least=0)
-    min_lr: float = option(6e-5, "learning rate at the last step", least=0)
-    warmup_steps: int = option(715, "steps until the peak", least=0)
-    weight_decay: float = option(0.1, "for matrices; biases and norms have none", least=0)
-    clip: float = option(1.0, "largest norm of the gradient", least=1e-9)
-    optimizer: str = option("adamw", "adamw; or muon for hidden matrices, adamw for others", choices=("adamw", "muon"))
-    val_every: int = option(250, "steps between validations; 0: only at the end", least=0)
-    val_tokens: int = option(10_485_760, "tokens of a validation", least=1)
-    sample_every: int = option(1000, "steps between samples; 0: only at the end", least=0)
-    hellaswag_every: int = option(0, "steps between HellaSwag evaluations; 0: none", least=0)
-    save_every: int = option(1000, "steps between checkpoints; 0: only at the end", least=0)
-    log_every: int = option(10, "steps between lines", least=1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    dtype: str = option("auto", "of the matrix products: auto, float32, bfloat16, float16", choices=DTYPES)
-    compile: str = option("auto", "compile the training step: auto, true, false", choices=("auto", "true", "false"))
-    shuffle: bool = option(True, "permute the windows of each epoch")
-    verify: bool = option(False, "check the sha256 of every shard first")
-    seed: int = option(1337, "of the weights, the order of the data and the samples", least=0)
-    zero: bool = option(False, "shard the optimizer's state over the processes")
-    activation_checkpointing: bool = option(False, "recompute activations instead of storing them: less memory, slower")
+    recipe: str = "tales"  # a set of settings that go together; every other option overrides it
+    data: str = "input.txt"  # a text file, or a directory of token shards made by fineweb.py
+    name: str | None = None  # name of the run's folder under --log_dir; the recipe's name if left out
+    log_dir: str = "log"  # where the folders of runs are
+    init: str | None = None  # start from these weights: gpt2 .. gpt2-xl, a checkpoint, or a directory
+    resume: str | None = None  # continue a run: from CKPT; auto, or no value: from its newest, or begin if it has none
+    tokenizer: str = "auto"  # gpt2, or a file; auto: that of the shards or of --init, or a new one for a text
+    vocab_size: int | None = None  # tokens in the vocabulary of a new tokenizer (1024 if left out)
+    n_layer: int | None = 12  # blocks
+    n_head: int | None = 12  # attention heads in each block
+    n_embd: int | None = 768  # channels of the residual stream
+    block_size: int | None = 1024  # context, in tokens
+    dropout: float = 0.0  # share of activations zeroed in training
+    micro_batch: int = 0  # sequences read at once by each process; 0: the most that fit
+    total_batch: int = 524_288  # tokens a step, over all processes and micro-steps
+    max_steps: int = 19_073  # steps; 0: only validate and sample, and write nothing
+    epochs: float | None = None  # passes over the data, another way to say --max_steps
+    lr: float = 6e-4  # peak learning rate
+    min_lr: float = 6e-5  # learning rate at the last step
+    warmup_steps: int = 715  # steps until the peak
+    weight_decay: float = 0.1  # of matrices; biases and norms have none
+    clip: float = 1.0  # largest norm of the gradient
+    optimizer: typing.Literal["adamw", "muon"] = "adamw"  # muon is for the hidden matrices, with adamw for the rest
+    val_every: int = 250  # steps between validations; 0: only at the end
+    val_tokens: int = 10_485_760  # tokens of a validation
+    sample_every: int = 1000  # steps between samples; 0: only at the end
+    hellaswag_every: int = 0  # steps between HellaSwag evaluations; 0: none
+    save_every: int = 1000  # steps between checkpoints; 0: only at the end
+    log_every: int = 10  # steps between lines
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
+    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matrix products
+    compile: typing.Literal["auto", "true", "false"] = "auto"  # compile training and validation
+    shuffle: bool = True  # permute the windows of each epoch
+    seed: int = 1337  # of the weights, the order of the data, dropout and the samples
+    zero: bool = False  # divide the optimizer's state among the processes
+    activation_checkpointing: bool = False  # recompute activations instead of storing them: less memory, slower
 
     def __post_init__(self):
-        from runs import check_settings
-
         check_settings(self)
 
     @classmethod
     def from_recipe(cls, recipe="tales", **overrides):
         """The configuration called `recipe` in RECIPES, with single fields replaced."""
-        if recipe not in RECIPES:
-            raise UserError(f"no recipe is called {recipe!r}", "choose one of: " + ", ".join(RECIPES))
+        require(recipe in RECIPES, f"no recipe is called {recipe!r}", "choose one of: " + ", ".join(RECIPES))
         return cls(recipe=recipe, **{**RECIPES[recipe], **overrides})
 
 
 # GPT-2's numbers for training were never published; these are GPT-3's for the same sizes (Brown et al. 2020, table 2.1)
 # on 10 billion tokens of FineWeb-Edu: 2**19 tokens a step for 19,073 steps, warm-up over 375 million tokens.
+# Validation losses to expect, in nats per token: gpt2 has 10.95 at step 0, 6.16 at 250, 4.15 at 1,000 and 3.05 at the
+# end (OpenAI's own 124M weights: 3.29); tales has 6.93 (ln 1024) at step 0, and 1.4 bits per byte at the end.
 FINEWEB = dict(data="edu_fineweb10B", block_size=1024)
 RECIPES = {
     "tales": dict(
-        **PRESETS["tales"], micro_batch=16, total_batch=2048, max_steps=2000, lr=6e-3, min_lr=0.0, warmup_steps=50,
-        weight_decay=1.0,  # ten times the usual: the text is read 12 times, and what is learnt by heart must fade
+        n_layer=4, n_head=2, n_embd=128, block_size=128, micro_batch=16, total_batch=2048, max_steps=2000, lr=6e-3,
+        min_lr=0.0, warmup_steps=50,
+        weight_decay=1.0,  # ten times the usual: the text is read 12 times, and decay keeps it from being memorised
         val_every=200, val_tokens=200_000, sample_every=500, save_every=1000, log_every=50,
     ),
     "gpt2": dict(**PRESETS["gpt2"], **FINEWEB),
     "gpt2-medium": dict(**PRESETS["gpt2-medium"], **FINEWEB, lr=3e-4, min_lr=3e-5),
     "gpt2-large": dict(**PRESETS["gpt2-large"], **FINEWEB, lr=2.5e-4, min_lr=2.5e-5),
     "gpt2-xl": dict(**PRESETS["gpt2-xl"], **FINEWEB, lr=2e-4, min_lr=2e-5),
-    "finetune": dict(
+    "finetune": dict(  # the sizes are those of --init
         n_layer=None, n_head=None, n_embd=None, block_size=None, total_batch=4096, max_steps=200, lr=3e-5, min_lr=3e-6,
         warmup_steps=10, val_every=50, val_tokens=100_000, sample_every=100, save_every=100,
     ),
 }  # fmt: skip
 
 
-# === 10. How fast to learn, and how: two pure functions. ============================================================
+# === 10. The learning rate of each step, and the optimizers. ========================================================
 def get_lr(step, cfg):
-    """Learning rate of a step: a straight line up over warmup_steps, then half a cosine from lr to min_lr."""
+    """Learning rate of a step: a straight line up over warmup_steps, then half a cosine from lr to min_lr.
+
+    Warm-up, because AdamW's averages rest on few gradients at first, and large steps would do lasting damage. Then
+    down, because small steps settle where large ones keep jumping over the valley."""
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     progress = min(1.0, (step - cfg.warmup_steps) / max(1, cfg.max_steps - cfg.warmup_steps))  # 0 -> 1
     return cfg.min_lr + 0.5 * (cfg.lr - cfg.min_lr) * (1 + math.cos(math.pi * progress))
 
 
-def decay_groups(named_parameters, weight_decay):
-    """Two groups: matrices, which decay, and biases and norms, for which small is not simpler."""
-    params = [p for _, p in named_parameters if p.requires_grad]
-    return [
-        dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay),
-        dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0),
-    ]
-
-
 def configure_optimizers(model, cfg, device):
-    """AdamW over two decay groups; with cfg.optimizer "muon", torch.optim.Muon for the hidden matrices beside it.
-    cfg.zero shards the state over the processes (Rajbhandari et al. 2019, arXiv 1910.02054, stage 1)."""
-    adamw = dict(lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8)
-    if torch.device(device).type in ("cuda", "cpu"):
-        adamw["fused"] = True  # one kernel for all tensors instead of a dozen small ones for each
-    named = list(model.named_parameters())
-    if cfg.optimizer == "muon":
-        from runs import OptimizerPair
-
-        hidden = [p for n, p in named if p.dim() == 2 and ".h." in n]
-        rest = [(n, p) for n, p in named if not (p.dim() == 2 and ".h." in n)]
-        # match_rms_adamw makes an update as large as AdamW's, so that both can share one learning rate.
-        muon = torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
-        return OptimizerPair(muon, torch.optim.AdamW(decay_groups(rest, cfg.weight_decay), **adamw))
-    groups = decay_groups(named, cfg.weight_decay)
+    """A list of optimizers, each parameter in exactly one: AdamW; with cfg.optimizer "muon", torch.optim.Muon for the
+    hidden matrices and AdamW for the rest. With cfg.zero each process holds a part of AdamW's state (Rajbhandari et al.
+    2019, arXiv 1910.02054, stage 1)."""
+    hidden = [p for n, p in model.named_parameters() if ".h." in n and p.dim() == 2 and cfg.optimizer == "muon"]
+    rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    groups = [  # decay pulls the weights of matrices to zero; a bias or a LayerNorm gain has no reason to be near it
+        dict(params=[p for p in rest if p.dim() >= 2], weight_decay=cfg.weight_decay),
+        dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
+    ]
+    # beta2 = 0.95 (GPT-3's) averages squared gradients over some 20 steps; the usual 0.999, over 1,000, would adapt too
+    # late to a change. fused: one kernel for all tensors instead of a dozen small ones for each.
+    how = dict(lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=torch.device(device).type in ("cuda", "cpu"))
     if cfg.zero and dist.is_initialized():
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
-        return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **adamw)
-    return torch.optim.AdamW(groups, **adamw)
+        return [ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **how)]
+    optimizers = [torch.optim.AdamW(groups, **how)]
+    if hidden:
+        # Muon makes all directions of a matrix's update equally large, so that rare ones are learned too. It is meant
+        # for matrices that map vectors to vectors; embeddings are tables of rows and stay with AdamW.
+        # match_rms_adamw makes an update as large as AdamW's, so that both can share one learning rate.
+        how = dict(lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(torch.optim.Muon(hidden, **how))
+    return optimizers
 
 
-# === 11. Runtime: where this process runs and how it talks to the others; alone, it is one of one. ===================
+# === 11. Runtime: where this process runs and how it talks to the others; alone, it is one of one. ==================
 @dataclass
 class Runtime:
     rank: int
-    local_rank: int  # which GPU of this machine
     world_size: int
     device: torch.device
     dtype: torch.dtype  # of the matrix products; weights and optimizer stay float32
     compile: bool
-    reasons: list  # one line a choice
+    reasons: list  # one line for each choice
     scaler: torch.amp.GradScaler  # does nothing unless dtype is float16
-    control: object = None  # group of processes for small messages between CPUs
 
-    @property
-    def is_main(self):
-        return self.rank == 0
-
-    def print(self, *args):
-        from runs import stop_quietly
-
-        with stop_quietly():  # if whoever reads this has gone
-            if self.is_main:
-                print(*args, flush=True)
+    def print(self, *lines):
+        if self.rank == 0:
+            print(*lines, sep="\n", flush=True)
 
     def autocast(self):
+        """A block whose matrix products run in self.dtype, which is at least twice as fast where the hardware has it.
+
+        bfloat16 keeps float32's range and 8 bits of precision. float16 keeps 11 bits, but gradients are often smaller
+        than its smallest number, 6e-8: the scaler multiplies the loss first and divides the gradients afterwards."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def send(self, tensor):
-        """A tensor of the CPU, on the device."""
-        if self.device.type == "cuda":  # from pinned memory the GPU fetches by itself, and the CPU need not wait
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        """A tensor of the CPU, on the device. From pinned memory a GPU copies by itself, and the CPU need not wait."""
+        on_cuda = self.device.type == "cuda"
+        return (tensor.pin_memory() if on_cuda else tensor).to(self.device, non_blocking=on_cuda)
 
     def sum(self, values):
-        """A list of numbers, summed over all processes in double precision (a sum: gloo has had wrong means)."""
+        """A list of numbers, each summed over all processes in double precision."""
         values = torch.tensor(values, dtype=torch.float64)
         if self.world_size > 1:
-            dist.all_reduce(values, group=self.control)
+            dist.all_reduce(values)
         return values.tolist()
 
     def any(self, flag):
-        """Whether the flag is set in any process: all must agree on which step is their last."""
-        return self.sum([float(flag)])[0] > 0
-
-    def gather(self, tensor):
-        """A tensor of every process, as a list in the order of ranks."""
-        tensors = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        if self.world_size > 1:
-            dist.all_gather(tensors, tensor, group=self.control)
-            return tensors
-        return [tensor]
-
-    def close(self, kind=None, error=None, trace=None):
-        """Parts from the others; not after an error of this process alone, who would wait for ever to be joined."""
-        if dist.is_initialized() and (error is None or hasattr(error, "teller")):
-            dist.destroy_process_group()
+        """Whether the flag is set in any process: all must agree, for example, on which step is their last."""
+        return self.sum([float(bool(flag))])[0] > 0
 
 
 def setup_runtime(device="auto", dtype="auto", compile="auto"):
     """Chooses device, dtype and compile, notes why, and joins the other processes if torchrun started this one."""
-    from runs import choose_compile, choose_device, choose_dtype, fresh_store, keep_freed_memory
-
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))  # set by torchrun
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     device, why_device = choose_device(device, local_rank)
@@ -655,203 +670,721 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
     compile, why_compile = choose_compile(compile, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32: what stays in float32 runs on tensor cores too
-    control = None
-    if "RANK" in os.environ:
-        if os.name == "nt":
-            os.environ.setdefault("USE_LIBUV", "0")  # torch for Windows is built without it
-        nccl = device.type == "cuda" and dist.is_nccl_available()
-        dist.init_process_group("nccl" if nccl else "gloo", **fresh_store(rank, world_size))
-        control = dist.new_group(backend="gloo")
-    if device.type == "cpu":
+        # TF32: products that stay in float32 keep 11 bits of precision and run several times as fast.
+        torch.set_float32_matmul_precision("high")
+    else:
         keep_freed_memory()
+    if "RANK" in os.environ and not dist.is_initialized():
+        # NCCL carries tensors between GPUs, gloo between CPUs.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     reasons = [f"device {device}: {why_device}", f"dtype {str(dtype)[6:]}: {why_dtype}"]
-    reasons += [f"compile {compile}: {why_compile}"]
-    return Runtime(rank, local_rank, world_size, device, dtype, compile, reasons, scaler, control)
+    return Runtime(rank, world_size, device, dtype, compile, [*reasons, f"compile {compile}: {why_compile}"], scaler)
+
+
+def compile_and_ddp(model, rt):
+    """-> the model compiled (to validate), and that in DDP (to train). The raw one stays, to sample and save: the same
+    weights, shapes of any kind, names without prefixes."""
+    compiled = torch.compile(model) if rt.compile else model
+    if rt.world_size == 1:
+        return compiled, compiled
+    # DDP gives all processes the same weights and, in the backward pass, each gradient's mean over the processes. As
+    # views of the buckets that are sent, gradients need no memory of their own: 4 bytes a parameter less.
+    return compiled, nn.parallel.DistributedDataParallel(compiled, gradient_as_bucket_view=True)
 
 
 # === 12. THE HEART: one step of training. ===========================================================================
-def train_step(model, batches, optimizer, rt, clip):
+def train_step(model, batches, optimizers, rt, clip):
     """One update from a list of micro-batches (x, y), each (B, T). Returns this process's mean loss and the norm of the
     gradient before clipping, as tensors: reading them would make the CPU wait for the GPU."""
     total = torch.zeros((), device=rt.device)
     for i, (x, y) in enumerate(batches):
         x, y = rt.send(x), rt.send(y)
-        # DDP averages gradients over processes in the backward pass; once a step is enough. Whether it will is decided
-        # in the *forward* pass, so no_sync must enclose both.
+        # One exchange of gradients a step is enough: in the last backward pass. DDP decides in the *forward* pass
+        # whether there will be one, so no_sync must enclose both.
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last or rt.world_size == 1 else model.no_sync():
             with rt.autocast():
-                loss = model(x, y)[1]  # not the logits too: held by a name, they would stay for the backward pass
+                loss = model(x, y)[1]  # the logits get no name, so that they are freed before the backward pass
             loss = loss / len(batches)  # gradients of micro-batches add up; the mean over the batch is wanted
             rt.scaler.scale(loss).backward()
         total += loss.detach()
-    rt.scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        rt.scaler.unscale_(optimizer)
+    # Clipping: a rare batch with a huge gradient may point the right way, but not that far.
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-    rt.scaler.step(optimizer)
+    for optimizer in optimizers:
+        rt.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
     rt.scaler.update()
-    optimizer.zero_grad(set_to_none=True)
     return total, norm
 
 
-# === 13. How good is it, and how not to lose it. ====================================================================
+# === 13. How good is it? ============================================================================================
 @torch.no_grad()
-def evaluate(model, tokens, B, max_tokens, rt):
-    """Validation loss, nats per token: the sum over the first max_tokens of `tokens`, shared out among the processes,
-    divided by their count. The same for every B and number of processes."""
+def evaluate(model, tokens, B, T, max_tokens, rt):
+    """Validation loss over the first max_tokens of `tokens`: the sum in all processes, divided by the count. The same
+    for every B and number of processes. In nats per token; a nat is 1 / ln 2 = 1.44 bits of surprise. Divided by bytes
+    instead of tokens, it can be compared between tokenizers (Data.bits_per_byte)."""
     training = model.training
     model.eval()
-    total, count = 0.0, 0  # Python's floats are double: a sum of ten million losses needs it
-    for x, y in validation_batches(tokens, B, model.config.block_size, max_tokens, rt.rank, rt.world_size):
+    total, count = 0.0, 0  # Python's floats are double, which a sum of ten million losses needs
+    for x, y in validation_batches(tokens, B, T, max_tokens, rt.rank, rt.world_size):
         n = int((y >= 0).sum())
         with rt.autocast():
-            _, loss = model(rt.send(x), rt.send(y))
-        total += loss.item() * n
+            total += model(rt.send(x), rt.send(y))[1].item() * n
         count += n
     model.train(training)
     total, count = rt.sum([total, count])
     return total / count
 
 
-def save_checkpoint(path, model, optimizer, rt, **state):
-    """Writes all that a run needs to go on, as tensors, numbers, strings, lists, dicts. Every process must call it."""
-    from runs import together
-    from weights import save_tensors
-
-    state["rng"] = rt.gather(torch.get_rng_state())  # dropout's dice, of every process
-    if rt.device.type == "cuda":
-        state["cuda_rng"] = rt.gather(torch.cuda.get_rng_state())
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.consolidate_state_dict(to=0)  # --zero: each process holds a part, rank 0 collects them
-    with together(rt):
-        if rt.is_main:
-            state |= dict(model=model.state_dict(), model_config=asdict(model.config), optimizer=optimizer.state_dict())
-            save_tensors(path, state)
+# === 14. Checkpoints: how not to lose it. ===========================================================================
+def save_checkpoint(path, model, optimizers, rt, **state):
+    """Writes all that a run needs to continue, as tensors, numbers, strings, lists, dicts. Every process must call it.
+    The state of the data and of dropout is not in it: both are functions of the seed and the step."""
+    for optimizer in optimizers:
+        if hasattr(optimizer, "consolidate_state_dict"):
+            optimizer.consolidate_state_dict(to=0)  # --zero: each process holds a part, rank 0 collects them
+    if rt.rank == 0:
+        state |= dict(model=model.state_dict(), model_config=asdict(model.config), scaler=rt.scaler.state_dict())
+        state |= dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
+        write_whole(path, lambda f: torch.save(state, f))
 
 
-def load_checkpoint(path, mmap=False):
-    """A checkpoint as the dict that save_checkpoint wrote; mmap: its tensors stay on disk until used. Or UserError."""
-    from weights import check_checkpoint, load_tensors
-
-    ckpt = load_tensors(path, mmap)
-    check_checkpoint(path, ckpt)
+def load_checkpoint(path):
+    """A checkpoint as the dict that save_checkpoint wrote; its tensors are mapped from the disk until they are used.
+    Raises UserError for a file that is missing, damaged, or something else."""
+    hint = "give one of the files log/<run>/ckpt_*.pt"
+    require(Path(path).is_file(), f"there is no checkpoint {path}", hint)
+    with reading(path):
+        ckpt = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        old = isinstance(ckpt, dict) and "looked_up" in ckpt
+        require(not old, f"{path} is of an earlier version of train_gpt2.py", "train again, or use that version")
+        kinds = dict(model=dict, model_config=dict, optimizers=list, scaler=dict, config=dict, data=str, step=int)
+        kinds |= dict(best=list)
+        ours = isinstance(ckpt, dict) and all(isinstance(ckpt.get(name), kind) for name, kind in kinds.items())
+        require(ours, f"{path} is no checkpoint of train_gpt2.py", hint)
+        TrainConfig(**ckpt["config"])
+        config = GPTConfig(**ckpt["model_config"])
+        check_sizes(config, ckpt["model"], rows=config.padded_vocab_size)
     return ckpt
 
 
-def restore(ckpt, model, optimizer, rt, cfg, data):
-    """Puts everything back as it was. Refuses what would quietly be another run."""
-    from weights import check_same_run, damage_to, load_optimizer, load_own_state_dict
+def restore(ckpt, model, optimizers, rt, cfg, data):
+    """Puts the state of a checkpoint back and returns its step. Raises UserError where that would be another run."""
+    then, now = ckpt["config"] | dict(data=ckpt["data"]), asdict(cfg) | dict(data=data.identity)
+    for name in ("data", "optimizer", "total_batch", "seed", "shuffle"):
+        what = "other data" if name == "data" else f"{name} {then[name]}, not {now[name]}"
+        require(then[name] == now[name], f"the checkpoint was trained with {what}", f"keep its {name}, or begin anew")
+    past = f"the checkpoint is past step {cfg.max_steps}: at {ckpt['step']}"
+    require(ckpt["step"] <= cfg.max_steps, past, "raise --max_steps")
+    with reading("the checkpoint"):
+        model.load_state_dict(ckpt["model"])
+        rt.scaler.load_state_dict(ckpt["scaler"])
+        for optimizer, state in zip(optimizers, ckpt["optimizers"], strict=True):
+            for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+                saved.update({k: v for k, v in group.items() if k != "params"})  # settings count as they are now
+            optimizer.load_state_dict(copy.deepcopy(state))  # out of the file, which will be deleted during the run
+            for p, moments in optimizer.state.items():
+                shapes = {tuple(m.shape) for m in (moments or {}).values() if torch.is_tensor(m) and m.dim()}
+                require(shapes <= {tuple(p.shape)}, "the optimizer's state does not fit the weights", "use another")
+    return ckpt["step"], tuple(ckpt["best"])
 
-    check_same_run(ckpt, asdict(cfg) | dict(data=data.identity))
-    with damage_to("the checkpoint"):
-        load_own_state_dict(model, ckpt["model"])
-        load_optimizer(optimizer, ckpt["optimizer"])
-        if rt.rank < len(ckpt["rng"]):  # with more processes than before, the new ones begin with fresh seeds
-            torch.set_rng_state(ckpt["rng"][rt.rank])
-            if rt.device.type == "cuda" and "cuda_rng" in ckpt:
-                torch.cuda.set_rng_state(ckpt["cuda_rng"][rt.rank])
 
-
-# === 14. The loop: everything above, in the order in which it happens. ==============================================
-def build_model(cfg, data, ckpt, rt):
-    """The model on its device: of the checkpoint's sizes, or with --init's weights, or new."""
+# === 15. The loop: everything above, in the order in which it happens. ==============================================
+def build_model(cfg, data, ckpt):
+    """The model: of the checkpoint's sizes, or with --init's weights, or new."""
+    sizes = {k: getattr(cfg, k) for k in ("block_size", "n_layer", "n_head", "n_embd")}
     if ckpt:
         model = GPT(replace(GPTConfig(**ckpt["model_config"]), dropout=cfg.dropout))
     elif cfg.init:
         model = GPT.from_pretrained(cfg.init, block_size=cfg.block_size, dropout=cfg.dropout)
     else:
-        sizes = {k: getattr(cfg, k) for k in ("block_size", "n_layer", "n_head", "n_embd", "dropout")}
-        if None in sizes.values():
-            raise UserError(f"recipe {cfg.recipe} starts from weights", "give --init gpt2, a checkpoint or a directory")
-        model = GPT(GPTConfig(vocab_size=data.vocab_size, **sizes))
-    if model.config.vocab_size != data.vocab_size:
-        what = f"the model knows {model.config.vocab_size} tokens, the data's tokenizer {data.vocab_size}"
-        raise UserError(what, "give the model's own tokenizer with --tokenizer")
+        hint = "give --init gpt2, a checkpoint or a directory"
+        require(None not in sizes.values(), f"recipe {cfg.recipe} starts from weights", hint)
+        model = GPT(GPTConfig(vocab_size=data.train.vocab_size, dropout=cfg.dropout, **sizes))
+    own, hint = asdict(model.config), "leave it out; with --init, use --recipe finetune"
+    for name, size in sizes.items():
+        require(size in (None, own[name]), f"{name} is {size}, but the model to start from has {own[name]}", hint)
+    other = f"the model knows {own['vocab_size']} tokens, the data's tokenizer {data.train.vocab_size}"
+    require(own["vocab_size"] == data.train.vocab_size, other, "give the model's own tokenizer with --tokenizer")
     model.activation_checkpointing = cfg.activation_checkpointing
-    return model.to(rt.device)
-
-
-def wrap(model, rt):
-    """The model as train_step runs it: compiled, and in step with other processes. The raw one stays for evaluation,
-    sampling and saving: the same weights, shapes of any kind, names without prefixes."""
-    step_model = torch.compile(model) if rt.compile else model
-    if rt.world_size > 1:
-        # Gradients live in the buckets that are sent, not also beside them: 4 bytes a parameter less.
-        step_model = nn.parallel.DistributedDataParallel(step_model, gradient_as_bucket_view=True)
-    return step_model
-
-
-def due(step, every):
-    return every > 0 and step % every == 0
+    return model
 
 
 def train(cfg):
     """Trains as cfg says and leaves everything in the run's folder. Returns the events, as log.jsonl has them."""
-    from runs import RunLog, StopSignals, load_data, open_run, out_of_memory, own_dice, settle, together
+    rt = setup_runtime(cfg.device, cfg.dtype, cfg.compile)
+    random_state = torch.random.fork_rng([rt.device] if rt.device.type == "cuda" else [])  # a notebook keeps its own
+    with stop_signals() as stop, random_state:
+        # Get everything ready.
+        run_dir, ckpt_path = open_run(cfg)
+        ckpt = load_checkpoint(ckpt_path) if ckpt_path else None
+        data = load_data(cfg, run_dir)
+        torch.manual_seed(cfg.seed)  # every process makes the same weights
+        model = build_model(cfg, data, ckpt).to(rt.device)
+        cfg, B, grad_accum = plan_batches(cfg, model, data, rt)
+        T = model.config.block_size
+        optimizers = configure_optimizers(model, cfg, rt.device)
+        start, best = restore(ckpt, model, optimizers, rt, cfg, data) if ckpt else (0, (math.inf, -1))
+        ckpt = None  # frees 12 bytes a parameter in each process
+        compiled_model, step_model = compile_and_ddp(model, rt)
+        loader = DataLoaderLite(data.train, B, T, grad_accum, rt.rank, rt.world_size, cfg.shuffle, cfg.seed)
+        log = RunLog(run_dir, cfg, rt, data, model, start, best)
+        rt.print(f"step = {B} x {T} tokens x {grad_accum} micro-steps x {rt.world_size} processes")
 
-    with contextlib.ExitStack() as stack:
-        rt = setup_runtime(cfg.device, cfg.dtype, cfg.compile)
-        stack.push(rt.close)
-        stack.enter_context(own_dice(rt))
-        stack.enter_context(out_of_memory(cfg, rt))
-        stop = stack.enter_context(StopSignals())
-
-        # Gather what is there
-        run_dir, ckpt = open_run(cfg, rt)
-        torch.manual_seed(cfg.seed)  # before the weights: every process makes the same
-        with together(rt):
-            data = load_data(cfg, run_dir)
-            model = build_model(cfg, data, ckpt, rt)
-        cfg, grad_accum = settle(cfg, model, data, rt)
-        stack.enter_context(out_of_memory(cfg, rt))  # once more, now that micro_batch is a number
-        optimizer = configure_optimizers(model, cfg, rt.device)
-        torch.manual_seed(cfg.seed + 1 + rt.rank)  # after them: dropout differs between processes
-        if ckpt:
-            with together(rt):
-                restore(ckpt, model, optimizer, rt, cfg, data)
-        start, looked_up = (ckpt["step"], ckpt["looked_up"]) if ckpt else (0, False)
-        step_model = wrap(model, rt)
-        place = dict(rank=rt.rank, world_size=rt.world_size, shuffle=cfg.shuffle, seed=cfg.seed)
-        loader = DataLoaderLite(data.train, cfg.micro_batch, cfg.block_size, grad_accum, **place)
-        log = RunLog(run_dir, cfg, rt, data, model, ckpt)
-
-        for step in range(start, cfg.max_steps + 1):
-            # Look up: how is it doing? (Not again where a checkpoint was made after looking up.)
+        def look(step, stopped=False):
+            """After `step` steps, do what is due: validate, score, sample, save."""
             last = step == cfg.max_steps
-            stopped = not last and rt.any(stop.requested)
-            if not stopped and not (step == start and looked_up):
-                if last or due(step, cfg.val_every):
-                    log.val(step, evaluate(model, data.val, cfg.micro_batch, cfg.val_tokens, rt))
-                if due(step, cfg.hellaswag_every) or (last and cfg.hellaswag_every):
-                    log.hellaswag(step, model)
-                if last or due(step, cfg.sample_every):
-                    log.sample(step, model, count=3 if last else 1)
-                if last or (step > 0 and due(step, cfg.save_every)):
-                    log.save(step, model, optimizer, position=step * loader.sequences_per_step, looked_up=True)
-            if stopped:
-                log.save(step, model, optimizer, position=step * loader.sequences_per_step, looked_up=False)
-            if last or stopped:
-                break
 
-            # Look down: one step.
+            def due(every):
+                return last or (every > 0 and step % every == 0)
+
+            if due(cfg.val_every):
+                log.val(step, evaluate(compiled_model, data.val, B, T, cfg.val_tokens, rt))
+            if cfg.hellaswag_every and due(cfg.hellaswag_every):
+                import hellaswag
+
+                if scores := hellaswag.score_on_all_ranks(model, data.encoding, rt):
+                    log("hellaswag", step, **scores)
+            if due(cfg.sample_every) and data.encoding and rt.rank == 0:
+                for text in sample_texts(model, data.encoding, rt, count=3 if last else 1, seed=cfg.seed + step):
+                    log("sample", step, text=text)
+            if run_dir and step > 0 and (stopped or due(cfg.save_every)):
+                log.save(step, optimizers)
+
+        # Train, then look.
+        stopped = False
+        if start == 0:
+            look(0)
+        for step in range(start, cfg.max_steps):
             lr = get_lr(step, cfg)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = lr
+            torch.manual_seed(cfg.seed + 1_000_003 * (step + 1) + rt.rank)  # for dropout, different on each rank
             batches = [loader.batch(step, micro_step) for micro_step in range(grad_accum)]
-            loss, norm = train_step(step_model, batches, optimizer, rt, cfg.clip)
+            loss, norm = train_step(step_model, batches, optimizers, rt, cfg.clip)
             log.train(step, loss, norm, lr)
-        return log.close(stopped)
+            stopped = rt.any(stop)
+            look(step + 1, stopped)
+            if stopped:
+                break
+        log.close(stopped)
+    if dist.is_initialized():  # skipped by an error: the other processes would not get here, and we would hang
+        dist.destroy_process_group()
+    return log.events
 
 
-# === 15. The command line, made from the fields of TrainConfig. =====================================================
+def sample_texts(model, encoding, rt, count, seed):
+    """What the model says when it is only told that a document begins: `count` texts."""
+    eot, generator = encoding.n_vocab - 1, torch.Generator().manual_seed(seed)
+    start = torch.full((count, 1), eot, device=rt.device)
+    with rt.autocast():
+        rows = model.generate(start, 256, temperature=0.8, top_k=50, stop_token=eot, generator=generator)
+    return [encoding.decode(row[: row.index(eot)] if eot in row else row).strip() for row in rows[:, 1:].tolist()]
+
+
+# === PART III: THE PLUMBING. What surrounds the training, and changes no number. ====================================
+# === 16. The machine: choices that are made by themselves, each with its reason. ====================================
+ENOUGH_TOKENS = {"cuda": 65_536, "mps": 8_192, "cpu": 4_096}  # in a micro-batch; more makes no device faster
+
+
+def choose_device(name, local_rank=0):
+    """--device -> (torch.device, why). Raises UserError for a device that cannot be used."""
+    gpu = next((kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()), None)
+    why = "a GPU is here" if gpu else f"no GPU here; {torch.get_num_threads()} threads"
+    name, why = (gpu or "cpu", why) if name == "auto" else (name, "as asked")
+    try:
+        device = torch.device(name)
+        device = torch.device("cuda", local_rank) if device == torch.device("cuda") else device
+        torch.empty(ENOUGH_TOKENS[device.type], device=device)
+    except (RuntimeError, AssertionError, KeyError) as e:  # an AssertionError comes from a torch without CUDA
+        reason = str(e).split("\n")[0][:120]
+        raise UserError(f"cannot use device {name!r}: {reason}", "use auto, cpu, cuda, cuda:N or mps") from e
+    return device, why
+
+
+def choose_dtype(name, device):
+    """--dtype -> (torch.dtype, why)."""
+    what = f"float16 needs a CUDA device, this is {device.type}"
+    require(name != "float16" or device.type == "cuda", what, "use --dtype float32 or bfloat16")
+    if name != "auto":
+        return getattr(torch, name), "as asked"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float16, "this card has no bfloat16; the loss is scaled to keep gradients in range"
+    # Private names of torch: bool, which answers False, stands in for one that is missing.
+    on_cpu = any(getattr(torch.cpu, n, bool)() for n in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if device.type == "cuda" or (device.type == "cpu" and on_cpu):
+        return torch.bfloat16, "this device multiplies it at least twice as fast as float32"
+    return torch.float32, "no fast bfloat16 here"
+
+
+def choose_compile(name, device):
+    """--compile -> (bool, why)."""
+    if name != "auto":
+        return name == "true", "as asked"
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False, "auto compiles on CUDA with Triton (Windows: triton-windows); elsewhere the code runs as written"
+    return True, "the first step takes a minute longer, all others less"
+
+
+def keep_freed_memory():
+    """Tells Linux's C library to keep freed memory. By default it returns large blocks to the system, and getting them
+    back took up to a fifth of a CPU's time ("kept memory" in tests/benchmarks/results/ladder.json)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not Linux, or another C library
+        for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(option, 2**30)
+
+
+def plan_batches(cfg, model, data, rt):
+    """-> cfg with a number for max_steps, the micro-batch B, and the micro-steps of a step. total_batch is B x T x
+    micro-steps x processes: a step reads the same tokens on every machine. Raises UserError if that cannot be."""
+    T = model.config.block_size
+    sequences, rest = divmod(cfg.total_batch, T * rt.world_size)  # that each process reads in a step
+    what = f"total_batch {cfg.total_batch} is no multiple of {T} tokens x {rt.world_size} processes"
+    require(sequences and not rest, what, f"for example --total_batch {T * rt.world_size * max(1, sequences)}")
+    B = min(cfg.micro_batch, sequences) or largest_micro_batch(model, sequences, rt)
+    fits = max(b for b in range(1, B + 1) if sequences % b == 0)
+    require(fits == B, f"{sequences} sequences a step cannot be read {B} at once", f"use --micro_batch {fits}")
+    if cfg.epochs:
+        cfg = replace(cfg, max_steps=math.ceil(cfg.epochs * (len(data.train) // T) * T / cfg.total_batch))
+    return cfg, B, sequences // B
+
+
+def largest_micro_batch(model, sequences, rt):
+    """The largest divisor of `sequences`, up to ENOUGH_TOKENS, that fits in memory. On CUDA it is tried, with room for
+    what the optimizer will hold; elsewhere memory is not the limit. Raises UserError if not one sequence fits."""
+    T = model.config.block_size
+    for B in range(min(sequences, max(1, ENOUGH_TOKENS[rt.device.type] // T)), 0, -1):
+        full = False
+        if sequences % B == 0 and rt.device.type == "cuda":
+            try:
+                moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+                x = torch.zeros(B, T, dtype=torch.long, device=rt.device)
+                with rt.autocast():
+                    model(x, x)[1].backward()
+            except torch.OutOfMemoryError:
+                full = True
+            moments = None  # noqa: F841
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        if sequences % B == 0 and not rt.any(full):  # on any card
+            return B
+    raise UserError(f"not even one sequence of {T} tokens fits in memory", "use --activation_checkpointing")
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A list, empty until Ctrl-C or SIGTERM asks the loop to finish its step, save and leave. A second Ctrl-C, which
+    torchrun passes on as SIGTERM, leaves at once. (Two SIGTERM are one wish: of a job scheduler and of torchrun.)"""
+    received, old = [], {}
+
+    def handle(number, frame):
+        if received and signal.SIGINT in (received[0], number):
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        with contextlib.suppress(ValueError):  # only a program's main thread may set handlers
+            old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+# === 17. What to read: a text, or shards of tokens. =================================================================
+@dataclass
+class Data:
+    """What a run learns from and is tested on."""
+
+    train: TokenStream
+    val: TokenStream
+    encoding: object  # tiktoken.Encoding, or None where no tokenizer is at hand: then there are no samples
+    tokenizer_file: bytes | None  # what the run's tokenizer.json will hold
+    val_bytes: float  # bytes of text behind val; nan where unknown
+    identity: str  # a hash: a run resumes only on the data that it began with
+    source: str  # where it comes from, in words
+
+    def bits_per_byte(self, loss):
+        """Nats per token -> bits per byte of text, which does not depend on the tokenizer; None where unknown."""
+        bits = loss * (len(self.val) - 1) / math.log(2) / self.val_bytes
+        return bits if self.val_bytes > 0 else None
+
+
+def load_data(cfg, run_dir):
+    """cfg.data, a text file or a directory of shards, as Data. Raises UserError for what cannot be used."""
+    try:
+        import tokenizer
+    except ImportError:
+        tokenizer = None  # this file is alone
+    beside = Path(__file__).parent / cfg.data  # input.txt is found from any directory
+    path = beside if beside.exists() and not Path(cfg.data).exists() else Path(cfg.data)
+    hint = "python fineweb.py makes edu_fineweb10B; any text file can be given with --data"
+    require(path.exists(), f"there is no data at {cfg.data}", hint)
+    if path.is_dir():
+        data = load_shards(path, cfg, tokenizer)
+    else:
+        require(tokenizer, "a text needs tokenizer.py beside train_gpt2.py", "copy it there, or give shards")
+        own = run_dir if run_dir and (run_dir / "tokenizer.json").exists() else cfg.init
+        corpus = tokenizer.read_corpus(path, cfg.tokenizer, own, cfg.vocab_size or PRESETS["tales"]["vocab_size"])
+        rows, V = [np.array(ids, np.int32) for ids in (corpus.train, corpus.val)], corpus.encoding.n_vocab
+        identity, file = hashlib.sha256(rows[0].tobytes() + rows[1].tobytes()), tokenizer.to_json(corpus.encoding)
+        streams, source = [TokenStream([row], V) for row in rows], f"{path.name}, {V:,} kinds of tokens"
+        data = Data(*streams, corpus.encoding, file, corpus.val_bytes, identity.hexdigest(), source)
+    V = data.train.vocab_size
+    what = f"vocab_size is {cfg.vocab_size}, but the data's tokenizer has {V} tokens"
+    require(cfg.vocab_size in (None, V), what, "leave --vocab_size out, or use another tokenizer")
+    return data
+
+
+def load_shards(path, cfg, tokenizer):
+    """A directory of shards: fineweb.py's, with manifest.json; or, with less to check, build-nanogpt's or llm.c's."""
+    shards = {f.name: load_shard(f) for f in sorted(path.iterdir()) if f.suffix in (".npy", ".bin")}
+    train, val = ([shard for name, shard in shards.items() if kind in name] for kind in ("train", "val"))
+    hint = "python fineweb.py writes *train* and *val*; or give a text file"
+    require(train, f"{path} holds no training shard", hint)
+    require(sum(map(len, val)) > 1, f"{path} holds no validation shard of at least two tokens", hint)
+    lengths = {name: len(shard) for name, shard in shards.items()}
+    V, sha256, val_bytes, source = cfg.vocab_size or GPTConfig.vocab_size, None, math.nan, "no manifest.json"
+    if (path / "manifest.json").exists():
+        with reading(path / "manifest.json", "make the shards again: python fineweb.py"):
+            manifest = json.loads((path / "manifest.json").read_text("utf-8"))
+            listed = {s["file"]: int(s["tokens"]) for s in manifest["shards"]}
+            V, sha256 = int(manifest["tokenizer"]["vocab_size"]), str(manifest["tokenizer"]["sha256"])
+            val_bytes = sum(float(s["bytes"]) for s in manifest["shards"] if s["split"] == "val")
+            source = manifest["source"].get("dataset", "own files")
+        wrong = [name for name in {**lengths, **listed} if lengths.get(name) != listed.get(name)]
+        require(not wrong, f"{path} is not as its manifest says: {wrong[:1]}", f"python fineweb.py --info {path}")
+    encoding = tokenizer and tokenizer.for_shards(path, cfg.tokenizer, sha256, cfg.vocab_size)
+    V = encoding.n_vocab if encoding and not sha256 else V
+    identity = hashlib.sha256(json.dumps([lengths, sha256, str(val_bytes)]).encode()).hexdigest()
+    streams, file = (TokenStream(train, V), TokenStream(val, V)), encoding and tokenizer.to_json(encoding)
+    return Data(*streams, encoding, file, val_bytes, identity, f"{path}, {len(train)} + {len(val)} shards, {source}")
+
+
+# === 18. Files: written whole or not at all, and read as what may be damaged. =======================================
+def write_whole(path, write):
+    """Calls write(file), then renames: a reader sees the old file or the new one, never half of one."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(tmp, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())  # the content is on the disk before the name points to it
+        os.replace(tmp, path)
+    except (OSError, RuntimeError) as e:
+        cause = e.__context__ if isinstance(e.__context__, OSError) else e  # torch.save wraps it in an error of its own
+        raise UserError(f"cannot write {path}: {cause}", "make room, or choose another folder") from e
+    finally:
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading(path, hint="make it or fetch it again"):
+    """A block that reads a file which may be wrong in any way: whatever fails there becomes a UserError."""
+    try:
+        yield
+    except Exception as e:
+        if hasattr(e, "hint"):
+            raise
+        reason = " ".join(str(e).split())[:160] or type(e).__name__
+        if reason.startswith("Weights only load failed"):  # torch goes on to say how to load it unsafely
+            reason = "torch's safe reader refuses it"
+        raise UserError(f"{path} is damaged, or not what it should be: {reason}", hint) from e
+
+
+def checkpoints(folder):
+    """The checkpoints in the folder of a run: [(step, path)], newest first."""
+    found = [(re.fullmatch(r"ckpt_(\d+)\.pt", p.name, re.ASCII), p) for p in Path(folder).glob("ckpt_*.pt")]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def newest_checkpoint(folders):
+    """The path of the newest checkpoint that loads in these folders of runs, or None. Says what it passes over."""
+    runs = [(max(p.stat().st_mtime for _, p in checkpoints(f)), f) for f in folders if checkpoints(f)]
+    for _, path in [found for _, folder in sorted(runs, reverse=True) for found in checkpoints(folder)]:
+        try:
+            load_checkpoint(path)
+            return path
+        except UserError as e:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"passing over {path.name}: {e}", flush=True)
+    return None
+
+
+def open_run(cfg):
+    """-> the run's folder, and the path of the checkpoint to continue from or None. The folders of one name are
+    log/tales, log/tales-2, ...: a new run never gets one that holds another, and --resume takes the last."""
+    if cfg.resume not in (None, "auto"):
+        return Path(cfg.resume).parent, Path(cfg.resume)
+    name = cfg.name or cfg.recipe
+    require(Path(name).name == name and "\\" not in name, f"name {name!r} is no name of a folder", "leave out slashes")
+    found = [(re.fullmatch(re.escape(name) + r"(?:-(\d+))?", p.name), p) for p in Path(cfg.log_dir).glob("*")]
+    taken = sorted((int(match[1] or 1), path) for match, path in found if match and any(path.iterdir()))
+    number, folder = taken[-1] if taken else (0, Path(cfg.log_dir) / name)
+    if cfg.max_steps == 0:  # only to look: nothing will be written
+        require(not cfg.resume, "there is nothing to resume for --max_steps 0", "give the run's folder with --init")
+        return None, None
+    if cfg.resume or not taken:
+        newest = newest_checkpoint([folder])
+        require(newest or not checkpoints(folder), f"no checkpoint in {folder} can be used", "begin a new run: --name")
+        return folder, newest
+    require(not cfg.name, f"{folder} holds a run already", "continue it with --resume, or choose another --name")
+    return folder.with_name(f"{name}-{number + 1}"), None
+
+
+# === 19. The log: a line an event in log.jsonl, a line an interval on the terminal, and a picture. ==================
+FORMATS = dict(  # how the values of an event look on the terminal
+    loss="loss {:.4f}", lr="lr {:.1e}", norm="norm {:.4f}", ms="{:.1f} ms", tokens_per_s="{:,.0f} tok/s",
+    mfu="mfu {:.0%}", val_loss="val loss {:.4f} nats per token", val_bpb="{:.4f} bits per byte",
+    acc="HellaSwag acc {:.4f}", acc_norm="acc_norm {:.4f}", text="sample: {}\n", path="saved {}", note="{}",
+)  # fmt: skip
+# A good run of the recipe gpt2: its validation losses by step (build-nanogpt, pull request 30, and several full runs),
+# and that of OpenAI's own weights on the same text.
+EXPECTED_LOSS, GPT2_LOSS = {0: 10.95, 250: 6.163, 1000: 4.153, 1250: 3.952, 19_073: 3.05}, 3.2924
+# MFU, model FLOPs utilisation: the share of a card's peak that the model's own operations reach. 40 % is good; the rest
+# is mostly waiting for memory. Peaks: dense bf16 (V100 and T4: fp16), in TFLOP/s, from the makers' data sheets.
+PEAK_TFLOPS = {
+    "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165.2, "3090": 71, "V100": 125, "T4": 65,
+}  # fmt: skip
+
+
+class RunLog:
+    """Tells what happens: on rank 0's terminal, in log.jsonl, in checkpoints and in loss.png."""
+
+    def __init__(self, run_dir, cfg, rt, data, model, start, best):
+        self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
+        self.events, self.pending = [], []  # pending: steps whose loss is still on the device
+        self.val_loss, self.saved, self.warming_up = math.nan, [start], True
+        card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
+        self.peak = rt.world_size * 1e12 * next((tera for name, tera in PEAK_TFLOPS.items() if name in card), math.inf)
+        published = (replace(model.config, dropout=0.0), cfg.total_batch) == (GPTConfig(), 524_288)
+        # Whether EXPECTED_LOSS is about such a run.
+        self.known = published and not cfg.init and bool(re.search("fineweb.?edu|edu.?fineweb", data.source))
+        passes = cfg.max_steps * cfg.total_batch / len(data.train)
+        rt.print(
+            *rt.reasons,
+            f"data {data.source}: {len(data.train):,} tokens to learn from, {len(data.val):,} to test on",
+            f"model of {model.num_params():,} parameters; {cfg.max_steps:,} steps, {passes:.1f} passes over the data",
+            f"folder {run_dir or 'none: nothing will be written'}" + (f"; going on from step {start}" if start else ""),
+        )
+        if run_dir and rt.rank == 0:
+            # Cut the log back to the checkpoint: what happened after it will happen again.
+            kept = [e for e in read_log(run_dir) if start and e["step"] + (e["event"] == "train") <= start]
+            write_whole(run_dir / "log.jsonl", lambda f: f.writelines(json.dumps(e).encode() + b"\n" for e in kept))
+            if data.encoding and not (run_dir / "tokenizer.json").exists():
+                write_whole(run_dir / "tokenizer.json", lambda f: f.write(data.tokenizer_file))
+            for left in run_dir.glob("*.tmp"):  # by a killed process
+                left.unlink()
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+        versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__, commit=commit)
+        here = dict(device=card or rt.reasons[0], dtype=str(rt.dtype)[6:], world_size=rt.world_size, known=self.known)
+        self("config", start, config=asdict(cfg), model=asdict(model.config), versions=versions, **here)
+
+    def require_finite(self, step, **values):
+        """Ends the run, with its last good checkpoint untouched, if one of the values is no number."""
+        hint = f"continue from the last checkpoint in {self.run_dir} with a lower --lr, more --warmup_steps, or float32"
+        for name, value in values.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            require(finite, f"{name} is {value} at step {step}: the run has diverged", hint)
+
+    def __call__(self, event, step, show=True, note=None, **values):
+        """One event: all its digits go to log.jsonl, a line to the terminal. Only training counts as time."""
+        if event != "train":
+            self.flush()
+        self.require_finite(step, **values)
+        self.events.append(dict(event=event, step=step, **values))
+        if self.run_dir and self.rt.rank == 0:
+            with open(self.run_dir / "log.jsonl", "ab") as f:
+                f.write(json.dumps(self.events[-1]).encode() + b"\n")
+        texts = [FORMATS[k].format(v) for k, v in (values | dict(note=note)).items() if k in FORMATS and v is not None]
+        if show and texts:
+            self.rt.print(f"step {step:5d} | " + " | ".join(texts))
+        self.clock = time.perf_counter()
+
+    def train(self, step, loss, norm, lr):
+        """Notes a step. Losses are read from the device at the interval only, so that the CPU need not wait for it."""
+        self.pending.append((step, loss, norm, lr))
+        if self.warming_up or (step + 1) % self.cfg.log_every == 0:
+            self.flush()
+
+    def flush(self):
+        """Reads the pending losses from the device and notes them."""
+        if not self.pending:
+            return
+        steps, losses, norms, lrs = zip(*self.pending, strict=True)
+        self.pending = []
+        losses, norms = torch.stack(losses).tolist(), torch.stack(norms).tolist()  # waits for the device
+        losses = [total / self.rt.world_size for total in self.rt.sum(losses)]
+        ms = (time.perf_counter() - self.clock) * 1000 / len(steps)
+        rate = self.cfg.total_batch / ms * 1000
+        speed = dict(ms=ms, tokens_per_s=rate, mfu=self.model.flops_per_token() * rate / self.peak or None)
+        minutes, seconds = divmod(int((self.cfg.max_steps - steps[-1] - 1) * ms / 1000), 60)
+        left = f"{minutes // 60} h {minutes % 60} m left" if minutes > 99 else f"{minutes} m {seconds:02d} s left"
+        left, self.warming_up = "warming up" if self.warming_up else left, False
+        for step, loss, norm, lr in zip(steps, losses, norms, lrs, strict=True):
+            if self.rt.scaler.is_enabled() and not math.isfinite(norm):
+                norm = None  # float16: the scaler tries how far it can go, and leaves such a step out
+            self("train", step, show=step == steps[-1], note=left, loss=loss, lr=lr, norm=norm, **speed)
+
+    def val(self, step, loss):
+        """Notes a validation; on a run like the published one, with a word on how it stands beside it."""
+        self.val_loss, note, good = loss, None, EXPECTED_LOSS.get(step)
+        if self.known and good:
+            word = f"{'behind' if loss > good else 'ahead'} by {abs(loss - good):.2f}"
+            note = f"{'on track' if abs(loss - good) <= 0.02 * good else word}: a good run has {good:.2f} here"
+        self("val", step, note=note, val_loss=loss, val_bpb=self.data.bits_per_byte(loss))
+
+    def save(self, step, optimizers):
+        """Writes a checkpoint, then removes all but the last two and the best."""
+        largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()]).max().item()  # nan beats all
+        self.require_finite(step, largest_weight=largest)
+        self.best, path = min(self.best, (self.val_loss, step)), self.run_dir / f"ckpt_{step:06d}.pt"
+        state = dict(step=step, best=list(self.best), config=asdict(self.cfg), data=self.data.identity)
+        save_checkpoint(path, self.model, optimizers, self.rt, **state)
+        self("checkpoint", step, path=str(path))
+        self.saved.append(step)
+        if self.rt.rank == 0:
+            for old, old_path in checkpoints(self.run_dir):
+                if old not in (*self.saved[-2:], self.best[1]):
+                    old_path.unlink()
+            plot(self.run_dir)
+
+    def close(self, stopped):
+        """Says what to do next."""
+        self.flush()
+        if stopped:
+            self.rt.print("stopped as asked; continue with --resume")
+        elif len(self.events) == 1:  # the configuration
+            self.rt.print("this run is finished; --resume with more --max_steps continues it")
+        elif self.run_dir:
+            self.rt.print(f"look at {self.run_dir}/loss.png; next: python generate.py --checkpoint {shlex.quote(str(self.run_dir))}")
+
+
+def read_log(run_dir):
+    """The events of a run, from its log.jsonl; [] if there is none."""
+    events, path = [], Path(run_dir) / "log.jsonl"
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):  # a line that a crash has cut off
+            events.append(json.loads(line))
+    return events
+
+
+def plot(run_dir):
+    """Draws log.jsonl as loss.png: training and validation loss, with landmarks that give the numbers a meaning."""
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no window, no global state
+    except ImportError:
+        return print("matplotlib is not installed: no loss.png")
+    events = read_log(run_dir)
+    config, losses = events[0], {e["step"]: e["loss"] for e in events if e["event"] == "train"}
+    val = {e["step"]: e["val_loss"] for e in events if e["event"] == "val"}
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    axes, uniform = figure.add_subplot(), math.log(config["model"]["vocab_size"])
+    axes.plot(losses.keys(), losses.values(), color="#56B4E9", linewidth=0.8, label="training")
+    axes.plot(val.keys(), val.values(), "o-", color="#D55E00", markersize=4, label="validation")
+    axes.axhline(uniform, color="grey", linestyle=":", label=f"knowing nothing: ln V = {uniform:.2f}")
+    if config["known"]:
+        axes.axhline(GPT2_LOSS, color="black", linestyle="--", label=f"OpenAI's GPT-2 124M: {GPT2_LOSS}")
+        near = {step: loss for step, loss in EXPECTED_LOSS.items() if step <= max(250, 1.5 * max(losses))}
+        axes.plot(near.keys(), near.values(), "x", color="#009E73", label="a good run")
+    axes.set(xlabel=f"step ({config['config']['total_batch']:,} tokens each)", ylabel="loss (nats per token)")
+    axes.set_title(f"{Path(run_dir).name}: {[*val.values()][-1]:.3f} nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_whole(Path(run_dir) / "loss.png", lambda f: figure.savefig(f, format="png"))
+
+
+# === 20. Options, made from TrainConfig, and what to say when something goes wrong. =================================
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes as UserError: every script prints them the same way."""
+
+    def error(self, message):
+        unknown = [word.split("=")[0] for word in message.split() if message.startswith("unrecognized")]
+        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, n=1)]
+        raise UserError(message, f"did you mean {near[0]}?" if near else f"python {self.prog} --help lists all options")
+
+
+def make_parser(defaults):
+    """An option for each field of TrainConfig; the comment behind the field is its help."""
+    parser = Parser("train_gpt2.py", description=f"Train a GPT-2. Recipes: {', '.join(RECIPES)}.", allow_abbrev=False)
+    helps = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE))
+    for f in fields(TrainConfig):
+        kinds = typing.get_args(f.type) or (f.type,)  # (int, NoneType) of `int | None`, the words of a Literal
+        how = dict(choices=kinds) if isinstance(kinds[0], str) else dict(type=kinds[0])
+        how = dict(action=argparse.BooleanOptionalAction) if f.type is bool else how
+        how |= dict(nargs="?", const="auto", metavar="CKPT") if f.name == "resume" else {}
+        text = helps[f.name].replace("%", "%%") + f" (default: {getattr(defaults, f.name)})"
+        parser.add_argument(f"--{f.name}", help=text, default=argparse.SUPPRESS, **how)
+    return parser
+
+
+def check_settings(cfg):
+    """Raises UserError for a setting of a TrainConfig that is of the wrong kind or out of range."""
+    positive = ("vocab_size", "total_batch", "clip", "epochs", "val_tokens", "log_every")
+    for f in fields(cfg):
+        value, kinds = getattr(cfg, f.name), typing.get_args(f.type) or (f.type,)
+        if isinstance(kinds[0], str):
+            sound, hint = value in kinds, "choose one of: " + ", ".join(kinds)
+        elif kinds[0] in (int, float) and value is not None:
+            sound = isinstance(value, (int, kinds[0])) and 0 <= value < 2**53 and (value > 0 or f.name not in positive)
+            hint = f"{f.name} is a number " + ("above 0" if f.name in positive else "from 0 on")
+        else:
+            sound, hint = isinstance(value, kinds), f"--help explains {f.name}"
+        require(sound, f"{f.name} is {value!r}", hint)
+    require(not (cfg.zero and cfg.optimizer == "muon"), "zero divides the state of adamw only", "leave out --zero")
+    require(cfg.min_lr <= cfg.lr, f"min_lr {cfg.min_lr} is above lr {cfg.lr}", "the rate falls from lr to min_lr")
+
+
+def config_from_args(argv=None):
+    """Command line -> TrainConfig: the numbers of the recipe, or of the run to resume; and over them what is given."""
+    first = Parser("train_gpt2.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="tales")
+    defaults = TrainConfig.from_recipe(first.parse_known_args(argv)[0].recipe)
+    given = vars(make_parser(defaults).parse_args(argv))
+    cfg = replace(defaults, **given)
+    path = open_run(cfg)[1] if cfg.resume else None
+    if path:
+        saved = load_checkpoint(path)["config"] | dict(epochs=None)  # its epochs have become max_steps
+        cfg = TrainConfig(**saved | given | dict(resume=str(path)))
+    return cfg
+
+
+def run_main(function, argv=None):
+    """Calls function(argv) and returns the exit code: 0, or after a user's mistake, told in two lines, 2."""
+    try:
+        function(argv)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130  # what a shell reports for Ctrl-C
+    except BrokenPipeError:  # the reader of our output has gone (| head): what Python still writes goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(3)  # what all processes met the first one tells, and torchrun ends the others meanwhile
+        text, hint = " ".join(str(e).split())[:300], getattr(e, "hint", None)
+        if isinstance(e, torch.OutOfMemoryError | MemoryError) or "you tried to allocate" in text:
+            text, hint = f"out of memory: {text}", "halve --micro_batch, or use --activation_checkpointing, --zero"
+        elif isinstance(e, OSError):
+            hint = "is it there, may you use it, and has the disk room?"
+        elif type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            text, hint = f"torch.compile failed: {text}", "--compile false needs no compiler"
+        if not hint:
+            raise
+        print(f"error: {text}\nhint: {hint}", file=sys.stderr, flush=True)
+        return 2
+
+
 def main(argv=None):
-    from runs import config_from_args, run_main
-
     return run_main(lambda argv: train(config_from_args(argv)), argv)
 
 
 if __name__ == "__main__":
-    from train_gpt2 import main  # the importable copy, which the companions import too: one GPT, one UserError
-
     sys.exit(main())

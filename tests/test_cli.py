@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import random
-import sys
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -21,10 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-import runs
 import tokenizer
 import train_gpt2
-import weights
 from train_gpt2 import GPT, RECIPES, GPTConfig, TrainConfig, UserError, load_checkpoint, main
 
 
@@ -34,14 +31,16 @@ def here(tmp_path, monkeypatch):
     place = tmp_path / "here"
     place.mkdir()
     monkeypatch.chdir(place)
-    monkeypatch.setattr(runs, "plot", lambda run_dir: None)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
     return place
 
 
 def tiny_options(**overrides):
     from conftest import TINY
 
-    return [f"--{k}={v}" for k, v in {**TINY, "max_steps": 2, **overrides}.items() if v is not None]
+    settings = {k: v for k, v in {**TINY, "max_steps": 2, **overrides}.items() if v is not None}
+    flags = [f"--{k}" if v else f"--no-{k}" for k, v in settings.items() if isinstance(v, bool)]
+    return flags + [f"--{k}={v}" for k, v in settings.items() if not isinstance(v, bool)]
 
 
 @pytest.fixture
@@ -64,14 +63,14 @@ def refused(here, capsys):
         before = snapshot(here)
         capsys.readouterr()
         assert main([str(a) for a in argv]) == 2
-        err = capsys.readouterr().err
+        out, err = capsys.readouterr()
         lines = err.splitlines()
         assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: "), err
         assert len(lines[0]) > len("error: ") + 5 and len(lines[1]) > len("hint: ") + 5 and "Traceback" not in err
         for word in words:
             assert word in err, err
         assert snapshot(here) == before
-        return err
+        return out + err
 
     return check
 
@@ -85,16 +84,16 @@ def test_the_options_of_these_tests_work(options):
 ABSURD = [
     ("n_layer", "0"), ("n_layer", "-1"), ("n_layer", "1.5"), ("n_layer", "x"), ("n_head", "0"), ("n_embd", "0"),
     ("n_embd", "-32"), ("block_size", "0"), ("block_size", ""), ("lr", "nan"), ("lr", "-1"), ("lr", "inf"),
-    ("lr", "fast"), ("min_lr", "nan"), ("min_lr", "-1e-9"), ("min_lr", "1"), ("max_steps", "0"), ("max_steps", "-5"),
+    ("lr", "fast"), ("min_lr", "nan"), ("min_lr", "-1e-9"), ("min_lr", "1"), ("max_steps", "-5"),
     ("max_steps", "1e3"), ("max_steps", "9" * 30), ("total_batch", "0"), ("total_batch", "-256"), ("seed", "-1"),
-    ("seed", "9" * 30), ("seed", "0.5"), ("micro_batch", "0"), ("micro_batch", "-2"), ("micro_batch", "many"),
+    ("seed", "9" * 30), ("seed", "0.5"), ("micro_batch", "1.5"), ("micro_batch", "-2"), ("micro_batch", "many"),
     ("vocab_size", "0"), ("vocab_size", "256"), ("vocab_size", "70000"), ("dropout", "1"), ("dropout", "-0.1"),
     ("dropout", "nan"), ("clip", "0"), ("clip", "-1"), ("clip", "nan"), ("clip", "inf"), ("warmup_steps", "-1"),
     ("weight_decay", "-0.1"), ("weight_decay", "nan"), ("val_every", "-1"), ("val_tokens", "0"), ("log_every", "0"),
     ("sample_every", "-1"), ("save_every", "-1"), ("hellaswag_every", "-1"), ("device", "tpu"), ("device", "cuda:x"),
     ("device", ""), ("device", "meta"), ("dtype", "float64"), ("dtype", "bf16"), ("compile", "maybe"),
-    ("shuffle", "maybe"), ("verify", "2"), ("optimizer", "sgd"), ("recipe", "gpt5"), ("recipe", ""),
-    ("run", "a/b"), ("run", ".."), ("run", "a\\b"),
+    ("shuffle", "maybe"), ("zero", "false"), ("no-shuffle", "true"), ("optimizer", "sgd"), ("recipe", "gpt5"),
+    ("recipe", ""), ("name", "a/b"), ("name", ".."), ("name", "a\\b"), ("name", "."), ("name", "/tmp"),
 ]  # fmt: skip
 
 
@@ -110,7 +109,22 @@ def test_absurd_epochs(options, refused, value):
 
 
 def test_epochs_and_steps_contradict(options, refused):
-    refused(options(epochs=1), "--epochs", "--max_steps")
+    """Both say how long a run is, so one of the two would be ignored without a word."""
+    refused(options(epochs=1, max_steps=2), "epochs", "max_steps")
+
+
+def test_no_steps_contradict_what_asks_for_some(options, refused, trained):
+    """Otherwise a model without training would be looked at, and taken for the run's own."""
+    refused([*options(max_steps=0), f"--log_dir={trained.parent}", "--resume"], "max_steps")
+    refused(options(max_steps=0, resume=trained / "ckpt_000002.pt"), "max_steps")
+
+
+def test_no_steps_only_look(options, here, capsys):
+    """--max_steps 0 validates and samples, and leaves nothing behind."""
+    assert main(options(max_steps=0)) == 0
+    out = capsys.readouterr().out
+    assert "val loss" in out and out.count("sample: ") == 3 and "tok/s" not in out
+    assert snapshot(here) == {}
 
 
 def test_unknown_options_get_a_suggestion(options, refused):
@@ -120,6 +134,8 @@ def test_unknown_options_get_a_suggestion(options, refused):
     refused([*options(), "--l", "3"])  # no abbreviations: --l could become --lr today and another option tomorrow
     refused([*options(), "extra"], "unrecognized arguments: extra")
     refused([*options(), "--lr"], "--lr", "expected one argument")
+    refused([*options(), "--shuffle", "false"], "false")  # booleans are --shuffle and --no-shuffle
+    refused([*options(), "--no-lr"], "--no-lr")
     refused(["--recipe"], "--recipe", "expected one argument")
 
 
@@ -128,42 +144,29 @@ def test_sizes_that_do_not_divide_name_one_that_does(options, refused):
     refused(options(total_batch=7), "total_batch 7", "--total_batch 32")
     refused(options(total_batch=250), "250", "--total_batch 224")
     refused(options(micro_batch=3), "read 3 at once", "--micro_batch 2")
-    refused(options(optimizer="muon", zero="true"), "zero", "adamw")
-
-
-HUGE = [
-    dict(n_embd=10_000_000), dict(n_layer=10**9), dict(block_size=10**9, total_batch=10**9, micro_batch=1),
-    dict(total_batch=32 * 10**12, micro_batch=1), dict(total_batch=32 * 10**9, micro_batch=10**9),
-    dict(n_embd=10**15, n_head=1),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("sizes", HUGE, ids=str)
-def test_sizes_beyond_memory_are_refused_before_it_is_taken(options, refused, sizes, monkeypatch):
-    monkeypatch.setattr(train_gpt2, "GPT", None)  # no model is begun
-    refused(options(**sizes), "memory", "GiB")
+    refused(options(optimizer="muon", zero=True), "zero", "adamw")
 
 
 def test_memory_that_the_system_refuses(options, refused, monkeypatch):
-    """What passes the estimate may still not fit: torch's own error on a CPU has no class of its own."""
+    """torch's own error on a CPU has no class of its own."""
 
     def allocate(*args):
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr(train_gpt2, "configure_optimizers", allocate)
-    refused(options(), "out of memory", "--micro_batch 1")
+    refused(options(), "error: out of memory", "--micro_batch")
 
 
 def test_devices_that_are_not_there(options, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    refused(options(device="cuda"), "CUDA", "--device cpu")
-    refused(options(device="cuda:1"), "CUDA")
-    refused(options(device="mps"), "Apple")
+    refused(options(device="cuda"), "cuda", "cpu")
+    refused(options(device="cuda:1"), "cuda:1", "cpu")
+    refused(options(device="mps"), "mps", "cpu")
     refused(options(dtype="float16"), "float16", "bfloat16")
 
 
-def test_a_compiler_that_is_missing(options, refused, monkeypatch):
+def test_a_compiler_that_is_missing(options, monkeypatch, capsys):
     """torch.compile reports its troubles, such as a missing C++ compiler, at the first step."""
 
     def backend(graph, inputs):
@@ -172,8 +175,9 @@ def test_a_compiler_that_is_missing(options, refused, monkeypatch):
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compile(model, backend=backend))
     monkeypatch.setattr(train_gpt2, "evaluate", lambda *a: 1.0)
-    main(options(compile="true", run="other"))  # the folder is made by then, so refused() would not agree
-    assert main(options(compile="true")) == 2
+    assert main(options(compile="true")) == 2  # the folder is made by then, so refused() would not agree
+    err = capsys.readouterr().err
+    assert err.startswith("error: torch.compile failed") and err.count("\n") == 2 and "--compile false" in err
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -184,7 +188,7 @@ def test_help_shows_units_and_the_defaults_of_the_recipe(recipe, capsys):
         assert e.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, value in vars(TrainConfig.from_recipe(recipe)).items():
-        assert f"--{name} " in text or f"[{name.upper()}]" in text
+        assert f"--{name} " in text or f"--{name}, --no-{name} " in text
         if value is not None and name != "recipe":
             assert f"(default: {value})" in text
     for unit in ("tokens a step, over all processes", "sequences read at once", "steps between", "learning rate"):
@@ -193,14 +197,16 @@ def test_help_shows_units_and_the_defaults_of_the_recipe(recipe, capsys):
 
 
 def test_help_of_every_option_says_something(capsys):
-    parser = runs.add_options(runs.Parser("x"), TrainConfig())
+    parser = train_gpt2.make_parser(TrainConfig())
     for action in parser._actions:
         assert len(action.help) > 4, action.dest
         assert action.dest == "help" or action.default is argparse.SUPPRESS
 
 
-# --------------------------------------------------------------------------------------------------------------- data
-@pytest.mark.parametrize("name", [f.name for f in fields(TrainConfig) if f.name != "run"] + ["run_name"])
+OPTIONS = [f.name for f in fields(TrainConfig)] + [f"no-{f.name}" for f in fields(TrainConfig) if f.type is bool]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
 def test_torchrun_hands_every_option_on(name):
     """torchrun looks at the script's options too, and stops at one that is the beginning of two of its own."""
     from torch.distributed.run import get_args_parser
@@ -209,28 +215,33 @@ def test_torchrun_hands_every_option_on(name):
     assert given.training_script == "train_gpt2.py" and given.training_script_args == [f"--{name}", "1"]
 
 
-def test_the_run_has_a_name_that_torchrun_hands_on():
-    assert runs.config_from_args(["--run_name", "mine"]) == runs.config_from_args(["--run", "mine"])
-    assert runs.config_from_args(["--run_name", "mine"]).run == "mine"
+def test_the_run_has_a_name(options, here):
+    """The folder of a run is called as --name says; without it, as the recipe."""
+    assert train_gpt2.config_from_args(["--name", "mine"]).name == "mine"
+    assert main(options(name="mine")) == 0
+    assert main(options()) == 0
+    assert sorted(p.name for p in (here / "log").iterdir()) == ["mine", "tales"]
+    assert (here / "log" / "mine" / "ckpt_000002.pt").exists()
 
 
+# --------------------------------------------------------------------------------------------------------------- data
 def test_data_that_is_no_text(options, refused, tmp_path):
     refused(options(data=tmp_path / "nowhere.txt"), "nowhere.txt", "--data")
     refused(options(data="x" * 5000), "x" * 100)  # longer than a file system's names
     faults = {
-        "empty.txt": (b"", "too short"),
+        "empty.txt": (b"", "no text"),
         "short.txt": (b"x", "too short"),
         "line.txt": (b"no end of line, and no second document", "more text"),
         "spaces.txt": (b" \n" * 5000, ""),
-        "markers.txt": (b"<|endoftext|>\n" * 1000, "too short"),
+        "markers.txt": (b"<|endoftext|>\n" * 1000, "no text"),
         "poor.txt": (b"aaaa\n" * 100, ""),  # too few pairs for a vocabulary of 300
         "latin1.txt": ("Zürich liegt am See.\n" * 500).encode("latin-1"),
         "utf16.txt": ("A text from an old Windows.\n" * 500).encode("utf-16"),
-        "zeros.txt": b"\0" * 10_000,
+        "zeros.txt": (b"\0" * 10_000, "zero bytes"),
         "picture.png": b"\x89PNG\r\n\x1a\n" + random.Random(0).randbytes(5000),
     }
     for name, fault in faults.items():
-        raw, word = fault if isinstance(fault, tuple) else (fault, "not text")
+        raw, word = fault if isinstance(fault, tuple) else (fault, "not UTF-8 text")
         (tmp_path / name).write_bytes(raw)
         refused(options(data=tmp_path / name), word)
 
@@ -240,16 +251,18 @@ def test_text_of_one_window_less_than_needed(options, refused, tmp_path):
     refused(options(data=tmp_path / "small.txt", vocab_size=257, block_size=1024, total_batch=2048), "a window 1025")
 
 
-def test_data_that_may_not_be_read(options, refused, small_text, monkeypatch):
+def test_data_that_may_not_be_read(options, monkeypatch, capsys):
     """As root everything may be read; so the system's answer is put in its mouth."""
 
-    def forbidden(path, *args):
+    def forbidden(path, *args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
-    capsys_free = main(options())
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    code = main(options())
     monkeypatch.undo()
-    assert capsys_free == 2
+    err = capsys.readouterr().err
+    assert code == 2 and err.count("\n") == 2 and "small.txt" in err and "Permission denied" in err
 
 
 def write_shards(folder, names=("x_val_000000.npy", "x_train_000001.npy"), tokens=600, manifest=True):
@@ -278,22 +291,22 @@ def a_tokenizer(seed=0):
 
 def test_directories_without_the_right_shards(options, refused, tmp_path, here):
     (tmp_path / "none").mkdir()
-    refused(options(data=tmp_path / "none"), "no shards", "fineweb.py")
+    refused(options(data=tmp_path / "none"), "no training shard", "fineweb.py")
     write_shards(tmp_path / "train", ["x_train_000001.npy"])
     refused(options(data=tmp_path / "train"), "validation shard")
     write_shards(tmp_path / "val", ["x_val_000000.npy"])
     refused(options(data=tmp_path / "val"), "training shard")
     write_shards(tmp_path / "one", tokens=1, manifest=False)
-    refused(options(data=tmp_path / "one"), "one token")
+    refused(options(data=tmp_path / "one"), "at least two tokens")
     write_shards(tmp_path / "short", tokens=20)
     refused(options(data=tmp_path / "short"), "20 tokens, a window 33")
-    refused(options(data=here), "no shards")
+    refused(options(data=here), "no training shard")
 
 
 def test_shards_that_work(options, tmp_path):
     """The directory that the next tests damage is sound, with manifest and without."""
-    assert main(options(data=write_shards(tmp_path / "with"), run="a")) == 0
-    assert main(options(data=write_shards(tmp_path / "without", manifest=False), run="b")) == 0
+    assert main(options(data=write_shards(tmp_path / "with"), name="a")) == 0
+    assert main(options(data=write_shards(tmp_path / "without", manifest=False), name="b")) == 0
 
 
 def test_damaged_shards(options, refused, tmp_path):
@@ -318,12 +331,12 @@ MANIFESTS = {
     "shards no list": lambda m: {**m, "shards": 7},
     "shards of text": lambda m: {**m, "shards": ["x_val_000000.npy"]},
     "no tokenizer": lambda m: {k: v for k, v in m.items() if k != "tokenizer"},
-    "vocabulary a word": lambda m: {**m, "tokenizer": {**m["tokenizer"], "vocab_size": "300"}},
+    "vocabulary a word": lambda m: {**m, "tokenizer": {**m["tokenizer"], "vocab_size": "many"}},
     "source null": lambda m: {**m, "source": None},
     "other tokens": lambda m: {**m, "shards": [{**s, "tokens": 601} for s in m["shards"]]},
-    "tokens a word": lambda m: {**m, "shards": [{**s, "tokens": "600"} for s in m["shards"]]},
+    "tokens a word": lambda m: {**m, "shards": [{**s, "tokens": "many"} for s in m["shards"]]},
     "no bytes": lambda m: {**m, "shards": [{k: v for k, v in s.items() if k != "bytes"} for s in m["shards"]]},
-    "negative bytes": lambda m: {**m, "shards": [{**s, "bytes": -1} for s in m["shards"]]},
+    "bytes a word": lambda m: {**m, "shards": [{**s, "bytes": "many"} for s in m["shards"]]},
     "missing shard": lambda m: {**m, "shards": [*m["shards"], {**m["shards"][1], "file": "x_train_000002.npy"}]},
     "other tokenizer": lambda m: {**m, "tokenizer": {**m["tokenizer"], "sha256": "0" * 64}},
 }
@@ -338,8 +351,17 @@ def test_a_manifest_that_does_not_fit(options, refused, tmp_path, fault):
     refused(options(data=folder))
 
 
-def test_verify_finds_a_changed_shard(options, refused, tmp_path):
-    refused(options(data=write_shards(tmp_path / "data"), verify="true"), "sha256")
+def test_bytes_that_cannot_be_are_unknown(options, tmp_path, capsys):
+    """Without a true count of bytes there are no bits per byte, and none are invented."""
+    folder = write_shards(tmp_path / "data")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for i, count in enumerate((4, 0, -1)):
+        content = {**manifest, "shards": [{**s, "bytes": count} for s in manifest["shards"]]}
+        (folder / "manifest.json").write_text(json.dumps(content))
+        assert main(options(data=folder, name=f"run{i}")) == 0
+        assert ("bits per byte" in capsys.readouterr().out) == (count > 0)
+        events = train_gpt2.read_log(f"log/run{i}")
+        assert all((e["val_bpb"] is not None) == (count > 0) for e in events if e["event"] == "val")
 
 
 def test_tokenizers_that_do_not_fit(options, refused, tmp_path, small_text):
@@ -351,7 +373,7 @@ def test_tokenizers_that_do_not_fit(options, refused, tmp_path, small_text):
         refused(options(data=data, tokenizer=tmp_path / "nowhere.json"), "nowhere.json")
         refused(options(data=data, tokenizer=tmp_path / "wrong.json"), "wrong.json")
         refused(options(data=data, tokenizer=tmp_path / "damaged.json"), "damaged.json")
-    refused(options(data=folder, tokenizer=tmp_path / "other.json"), "were made with tokenizer x", "--tokenizer")
+    refused(options(data=folder, tokenizer=tmp_path / "other.json"), "were made with another tokenizer", "--tokenizer")
     (folder / "manifest.json").unlink()
     refused(options(data=folder, tokenizer=tmp_path / "nowhere.json"), "nowhere.json")
 
@@ -382,22 +404,31 @@ def test_log_that_cannot_be_written(options, refused, here, monkeypatch):
             return real(file, mode, *args, **kwargs)
 
         monkeypatch.setattr("builtins.open", no_room)
-        assert main(options(run="mine")) == 2
+        assert main(options(name="mine")) == 2
         monkeypatch.setattr("builtins.open", real)
         assert list((here / "log" / "mine").iterdir()) == []
 
 
-def test_nothing_to_resume(options, refused, here, tmp_path):
-    refused(options(resume="newest"), "no checkpoint to go on from", "log")
-    refused(["--resume"], "no checkpoint to go on from")
-    refused(["--resume", "--run", "mine"], "log/mine")
+def test_nothing_to_resume(options, refused, here, tmp_path, capsys):
+    """auto begins the run where there is no checkpoint, and says in which folder; a checkpoint that is asked for by its
+    path must be there."""
+    assert main(options(resume="auto")) == 0
+    out = capsys.readouterr().out
+    assert f"folder {Path('log/tales')}\n" in out and "step     0 | val loss" in out and "going on" not in out
+    assert main([*options(name="mine"), "--resume"]) == 0  # without a value: auto
+    assert f"folder {Path('log/mine')}\n" in capsys.readouterr().out
+    for name in ("tales", "mine"):
+        assert load_checkpoint(here / "log" / name / "ckpt_000002.pt")["step"] == 2
+    assert main([*options(name="mine"), "--resume"]) == 0  # the same command again begins nothing
+    assert "going on from step 2" in capsys.readouterr().out
     refused(["--resume", here / "ckpt_000001.pt"], "ckpt_000001.pt")
     refused(["--resume", tmp_path])
+    refused([*options(name="a/b"), "--resume"], "a/b")
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(options, refused):
-    assert main(options(run="mine")) == 0
-    refused(options(run="mine"), "holds a run already", "--resume")
+    assert main(options(name="mine")) == 0
+    refused(options(name="mine"), "holds a run already", "--resume")
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
@@ -445,38 +476,44 @@ def test_pickles_do_not_run(refused, small_text, here, trained, ckpt):
     for file in ("ckpt_000001.pt", "bare.pt", "old.pt"):
         refused(["--resume", here / file], file)
         refused(finetune(here / file, small_text), file)
-    refused(finetune(here / "model", small_text), "pytorch_model.bin")
+    refused(finetune(here / "model", small_text), "model")
     refused(finetune(here / "model" / "pytorch_model.bin", small_text), "pytorch_model.bin")
     refused(finetune(trained / "ckpt_000002.pt", small_text, tokenizer=here / "pickled.json"), "pickled.json")
     assert not (here / "hit").exists()
 
 
-def test_files_that_are_no_checkpoints(refused, small_text, here, ckpt):
-    some = {k: ckpt[k] for k in ("model", "model_config")}
-    contents = {
-        "list.pt": [1, 2, 3],
-        "tensor.pt": torch.zeros(3),
-        "dict.pt": {"a": 1},
-        "weights.pt": ckpt["model"],
-        "text.pt": "hello",
-        "nothing.pt": None,
-        "types.pt": {**ckpt, "step": "2"},
-        "negative.pt": {**ckpt, "step": -2},
-        "config.pt": {**ckpt, "config": [1]},
-        "optimizer.pt": {**ckpt, "optimizer": 7},
-        "model.pt": {**ckpt, "model": [1]},
-        "sizes.pt": {**ckpt, "model_config": {**ckpt["model_config"], "n_embd": 10**7, "n_head": 1}},
-        "layers.pt": {**ckpt, "model_config": {**ckpt["model_config"], "n_layer": 10**9}},
-        "block.pt": {**ckpt, "model_config": {**ckpt["model_config"], "block_size": 10**10}},
-        "words.pt": {**ckpt, "model_config": {**ckpt["model_config"], "n_layer": "1"}},
-        "extra.pt": {**ckpt, "model_config": {**ckpt["model_config"], "n_wheels": 4}},
-        "bare.pt": {**some, "model": {}},
-    }
-    for name, content in contents.items():
-        torch.save(content, here / name)
-        refused(["--resume", here / name], name)
-        if name not in ("types.pt", "negative.pt", "config.pt", "optimizer.pt"):  # --init does not look at these
-            refused(finetune(here / name, small_text), name)
+NO_CHECKPOINTS = {
+    "list": lambda c: [1, 2, 3],
+    "tensor": lambda c: torch.zeros(3),
+    "dict": lambda c: {"a": 1},
+    "weights": lambda c: c["model"],
+    "text": lambda c: "hello",
+    "nothing": lambda c: None,
+    "types": lambda c: {**c, "step": "2"},
+    "negative": lambda c: {**c, "step": -2},
+    "config": lambda c: {**c, "config": [1]},
+    "optimizer": lambda c: {**c, "optimizers": 7},
+    "scaler": lambda c: {**c, "scaler": None},
+    "best": lambda c: {**c, "best": 3},
+    "model": lambda c: {**c, "model": [1]},
+    "sizes": lambda c: {**c, "model_config": {**c["model_config"], "n_embd": 10**7, "n_head": 1}},
+    "layers": lambda c: {**c, "model_config": {**c["model_config"], "n_layer": 10**9}},
+    "block": lambda c: {**c, "model_config": {**c["model_config"], "block_size": 10**10}},
+    "words": lambda c: {**c, "model_config": {**c["model_config"], "n_layer": "1"}},
+    "extra": lambda c: {**c, "model_config": {**c["model_config"], "n_wheels": 4}},
+    "bare": lambda c: {"model": {}, "model_config": c["model_config"]},
+}
+
+
+@pytest.mark.parametrize("fault", NO_CHECKPOINTS)
+def test_files_that_are_no_checkpoints(refused, small_text, here, ckpt, fault):
+    path = here / f"no_{fault}.pt"
+    torch.save(NO_CHECKPOINTS[fault](ckpt), path)
+    refused(["--resume", path], path.name)
+    refused(finetune(path, small_text), path.name)
+
+
+def test_files_that_are_no_models(refused, small_text, here):
     (here / "text.bin").write_text("hello")
     torch.save([1, 2], here / "list.bin")
     for name in ("text.bin", "list.bin"):
@@ -486,29 +523,38 @@ def test_files_that_are_no_checkpoints(refused, small_text, here, ckpt):
     refused(tiny_options(data=small_text, recipe="finetune", n_layer=None, n_head=None, n_embd=None), "--init")
 
 
-def test_checkpoints_that_lie_deeper_inside(refused, small_text, here, ckpt):
+def with_adamw(ckpt, **changes):
+    return {**ckpt, "optimizers": [{**ckpt["optimizers"][0], **changes}]}
+
+
+DEEPER = {
+    "no optimizer": lambda c: {**c, "optimizers": []},
+    "empty optimizer": lambda c: with_adamw(c, state={}, param_groups=[]),
+    "another optimizer": lambda c: {**c, "optimizers": [{"a": 1}]},
+    "two optimizers": lambda c: {**c, "optimizers": c["optimizers"] * 2},
+    "an optimizer's name": lambda c: {**c, "optimizers": ["adamw"]},
+    "moments of other shapes": lambda c: with_adamw(
+        c, state={k: {**v, "exp_avg": torch.zeros(3)} for k, v in c["optimizers"][0]["state"].items()}
+    ),
+    "best empty": lambda c: {**c, "best": []},
+    "best words": lambda c: {**c, "best": ["low", "early"]},
+    "step beyond": lambda c: {**c, "step": 10**9},
+    "config empty": lambda c: {**c, "config": {}},
+    "a setting less": lambda c: {**c, "config": {k: v for k, v in c["config"].items() if k != "seed"}},
+    "lr a word": lambda c: {**c, "config": {**c["config"], "lr": "fast"}},
+    "data a number": lambda c: {**c, "config": {**c["config"], "data": 7}},
+    "no batch": lambda c: {**c, "config": {**c["config"], "total_batch": None}},
+    "no recipe": lambda c: {**c, "config": {**c["config"], "recipe": None}},
+    "no last norm": lambda c: {**c, "model": {k: v for k, v in c["model"].items() if "ln_f" not in k}},
+    "another head": lambda c: {**c, "model": {**c["model"], "lm_head.weight": torch.zeros(2, 2)}},
+}
+
+
+@pytest.mark.parametrize("fault", DEEPER)
+def test_checkpoints_that_lie_deeper_inside(refused, here, ckpt, fault):
     """Sound at first sight; what is wrong shows only where it is used, and still ends in one clear line."""
-    state = ckpt["optimizer"]["state"]
-    odd = {k: {**v, "exp_avg": torch.zeros(3)} for k, v in state.items()}
-    contents = {
-        "a": {**ckpt, "optimizer": {}},
-        "b": {**ckpt, "optimizer": {"state": {}, "param_groups": []}},
-        "c": {**ckpt, "optimizer": {**ckpt["optimizer"], "state": odd}},
-        "d": {**ckpt, "rng": [torch.zeros(3)]},
-        "e": {**ckpt, "rng": ["dice"]},
-        "f": {**ckpt, "config": {**ckpt["config"], "lr": "fast"}},
-        "g": {**ckpt, "config": {**ckpt["config"], "data": 7}},
-        "h": {**ckpt, "config": {**ckpt["config"], "total_batch": None}},
-        "i": {**ckpt, "config": {**ckpt["config"], "recipe": None}},
-        "j": {**ckpt, "model": {k: v for k, v in ckpt["model"].items() if "ln_f" not in k}},
-        "k": {**ckpt, "model": {**ckpt["model"], "lm_head.weight": torch.zeros(2, 2)}},
-    }
-    for name, content in contents.items():
-        torch.save(content, here / f"{name}.pt")
-        try:
-            refused(["--resume", here / f"{name}.pt", "--max_steps", "4"])
-        except AssertionError as e:
-            raise AssertionError(name) from e
+    torch.save(DEEPER[fault](ckpt), here / "lie.pt")
+    refused(["--resume", here / "lie.pt", "--max_steps", "4"])
 
 
 def test_truncated_and_damaged_checkpoints(refused, small_text, here, trained):
@@ -535,6 +581,41 @@ def test_truncated_and_damaged_checkpoints(refused, small_text, here, trained):
             assert "changed.pt" in str(e) and "\n" not in str(e)
 
 
+@pytest.fixture
+def old_version(ckpt):
+    """A checkpoint as the version before wrote it: one optimizer, states of random generators, its own bookkeeping."""
+    config = {k: v for k, v in ckpt["config"].items() if k != "name"} | dict(run=None, verify=False)
+    shared = {k: ckpt[k] for k in ("model", "model_config", "data", "step")}
+    return shared | dict(
+        config=config, optimizer=ckpt["optimizers"][0], rng=[torch.get_rng_state()], position=16, looked_up=True,
+        best_loss=5.5, best_step=2,
+    )  # fmt: skip
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(options, refused, small_text, here, trained, old_version):
+    """In one clear line, wherever it is given; and a folder full of them is not written over as if it were empty."""
+    run = here / "log" / "tales"
+    run.mkdir(parents=True)
+    torch.save(old_version, run / "ckpt_000002.pt")
+    (run / "log.jsonl").write_text('{"event": "train", "step": 0, "loss": 5.7}\n')
+    refused(["--resume", run / "ckpt_000002.pt"], "ckpt_000002.pt", "earlier version")
+    refused(finetune(run / "ckpt_000002.pt", small_text), "ckpt_000002.pt", "earlier version")
+    told = refused(options(resume="auto", max_steps=4), "tales", "--name")
+    assert "ckpt_000002.pt" in told and "earlier version" in told
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(options, refused, here, trained):
+    """Beginning in its folder would empty its log and remove what may still be saved of it."""
+    run = here / "log" / "tales"
+    run.mkdir(parents=True)
+    good = (trained / "ckpt_000002.pt").read_bytes()
+    (run / "log.jsonl").write_bytes((trained / "log.jsonl").read_bytes())
+    for step in (2, 4):
+        (run / f"ckpt_{step:06d}.pt").write_bytes(good[: 1000 * step])
+    told = refused(options(resume="auto", max_steps=6), "tales", "--name")
+    assert told.count("is damaged") == 2
+
+
 def test_a_newer_damaged_checkpoint_is_passed_over(options, here, trained, capsys):
     good = (trained / "ckpt_000002.pt").read_bytes()
     run = here / "log" / "tales"
@@ -542,7 +623,7 @@ def test_a_newer_damaged_checkpoint_is_passed_over(options, here, trained, capsy
     (run / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
     (run / "ckpt_000002.pt").write_bytes(good)
     (run / "ckpt_000004.pt").write_bytes(good[:5000])
-    assert main(options(resume="newest", max_steps=3)) == 0
+    assert main(options(resume="auto", max_steps=3)) == 0
     out = capsys.readouterr().out
     assert "passing over ckpt_000004.pt" in out and "going on from step 2" in out
 
@@ -574,9 +655,9 @@ def test_a_model_directory_that_lies(refused, small_text, here, trained):
     file = here / "cut" / "model.safetensors"
     for n in (0, 5, 100, 5000):
         file.write_bytes(file.read_bytes()[:n])
-        refused(finetune(here / "cut", small_text), "model.safetensors", "damaged")
+        refused(finetune(here / "cut", small_text), str(here / "cut"), "damaged")
     file.unlink()
-    refused(finetune(here / "cut", small_text), "holds no model")
+    refused(finetune(here / "cut", small_text), "no model")
     for index in (
         "",
         "{}",
@@ -626,25 +707,25 @@ def test_a_truly_full_device(here):
     target.write_text("the last good one")
     os.symlink("/dev/full", here / "ckpt.pt.tmp")
     with pytest.raises(UserError, match="No space left on device") as e:
-        weights.save_tensors(target, {"a": torch.zeros(10**5)})
-    assert "space" in e.value.hint
+        train_gpt2.write_whole(target, lambda f: torch.save({"a": torch.zeros(10**5)}, f))
+    assert "room" in e.value.hint
     assert [p.name for p in here.iterdir()] == ["ckpt.pt"] and target.read_text() == "the last good one"
 
 
 def test_writing_replaces_whole_files_or_nothing(here):
     """Whatever fails while writing, an interrupt too, the old file stays and no half-written one is left."""
     path = here / "file"
-    weights.write_atomically(path, lambda f: f.write_text("old"))
+    train_gpt2.write_whole(path, lambda f: f.write(b"old"))
     for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("bug"), KeyboardInterrupt()):
 
         def half(file):
-            file.write_text("new, but only ha")
+            file.write(b"new, but only ha")
             raise error  # noqa: B023
 
         with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
-            weights.write_atomically(path, half)
+            train_gpt2.write_whole(path, half)
         assert [p.name for p in here.iterdir()] == ["file"] and path.read_text() == "old"
-    weights.write_atomically(path, lambda f: f.write_text("new"))
+    train_gpt2.write_whole(path, lambda f: f.write(b"new"))
     assert path.read_text() == "new"
 
 
@@ -669,14 +750,18 @@ def test_interrupt_has_the_code_that_shells_expect(monkeypatch, options, capsys)
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_advice_when_memory_runs_out_is_a_command(options, monkeypatch, capsys):
-    def too_much(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def test_advice_when_memory_runs_out(options, monkeypatch, capsys):
+    """Of a GPU, of a CPU, of Python itself: what it was, and what needs less."""
+    faults = [
+        torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("you tried to allocate 9 bytes"),
+    ]  # fmt: skip
+    for i, fault in enumerate(faults):
 
-    monkeypatch.setattr(train_gpt2, "train_step", too_much)
-    argv = options(micro_batch=8)
-    monkeypatch.setattr(sys, "argv", ["train_gpt2.py", *argv])
-    assert main(argv) == 2
-    err = capsys.readouterr().err
-    assert "hint: python train_gpt2.py" in err and err.rstrip().endswith("--micro_batch 4")
-    assert err.count("micro_batch") == 2  # once in the error, once in the command
+        def too_much(*args):
+            raise fault  # noqa: B023
+
+        monkeypatch.setattr(train_gpt2, "train_step", too_much)
+        assert main(options(micro_batch=8, name=f"run{i}")) == 2
+        error, hint = capsys.readouterr().err.splitlines()
+        assert error.startswith("error: out of memory")
+        assert "--micro_batch" in hint and "--activation_checkpointing" in hint

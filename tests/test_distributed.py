@@ -1,10 +1,11 @@
-"""Many processes are one process: the same gradients, losses and scores; and when one falls, the run stands up again.
+"""Many processes do what one does: the same gradients, losses and scores; and a run goes on when one of them dies.
 
-Most of it is checked by two workers that are started once and do all of `pair_of_workers`; the rest by torchrun.
+Two workers are started once and answer most questions (`pair_of_workers`); the other tests start torchrun.
 Run: pytest tests/test_distributed.py
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import types
+import zlib
 from pathlib import Path
 
 import pytest
@@ -22,20 +24,23 @@ import torch
 from tiny_runs import T, losses, options, tiny, write_shards
 
 import hellaswag
-import runs
 import train_gpt2
 from train_gpt2 import (
     GPT,
     DataLoaderLite,
     GPTConfig,
     UserError,
+    checkpoints,
+    compile_and_ddp,
     configure_optimizers,
     evaluate,
+    largest_micro_batch,
     load_checkpoint,
+    load_data,
+    read_log,
     setup_runtime,
     train,
     train_step,
-    wrap,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,31 +93,31 @@ class Recorder:
         self.model.zero_grad(set_to_none)
 
 
-def sync_around_backward_only(model, batches, optimizer, rt, clip):
-    """Broken: no_sync does not enclose the forward pass, where DDP decides; so every micro-step talks."""
+def sync_around_backward_only(model, batches, optimizers, rt, clip):
+    """Broken: no_sync does not enclose the forward pass, where DDP decides; so every micro-step exchanges gradients."""
     for i, (x, y) in enumerate(batches):
         _, loss = model(x, y)
         with contextlib.nullcontext() if i == len(batches) - 1 else model.no_sync():
             (loss / len(batches)).backward()
-    optimizer.step()
+    optimizers[0].step()
 
 
-def flag_between_forward_and_backward(model, batches, optimizer, rt, clip):
+def flag_between_forward_and_backward(model, batches, optimizers, rt, clip):
     """Broken: the flag is set after the forward pass, so it counts for the next one, and the last is not synced."""
     for i, (x, y) in enumerate(batches):
         _, loss = model(x, y)
         model.require_backward_grad_sync = i == len(batches) - 1
         (loss / len(batches)).backward()
-    optimizer.step()
+    optimizers[0].step()
 
 
-def not_divided(model, batches, optimizer, rt, clip):
+def not_divided(model, batches, optimizers, rt, clip):
     """Broken: the gradients of the micro-batches are added up, not averaged."""
     for i, (x, y) in enumerate(batches):
         with contextlib.nullcontext() if i == len(batches) - 1 else model.no_sync():
             _, loss = model(x, y)
             loss.backward()
-    optimizer.step()
+    optimizers[0].step()
 
 
 STEPS = (train_step, sync_around_backward_only, flag_between_forward_and_backward, not_divided)
@@ -123,7 +128,7 @@ def gradients(step_function, shards, rt, micro_steps):
     gradients to the others."""
     torch.manual_seed(0)
     model = GPT(SMALL)
-    step_model = wrap(model, rt)
+    step_model = compile_and_ddp(model, rt)[1]
     sent = []
     if rt.world_size > 1:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -133,12 +138,13 @@ def gradients(step_function, shards, rt, micro_steps):
             return allreduce_hook(group, bucket)
 
         step_model.register_comm_hook(None, counting_hook)
-    tokens = runs.load_data(tiny(shards, "unused"), Path("unused")).train
+    tokens = load_data(tiny(shards, "unused"), None).train
     loader = DataLoaderLite(tokens, 2, T, micro_steps, rt.rank, rt.world_size)
     recorder = Recorder(model)
     for step in range(3):
         sent.clear()
-        result = step_function(step_model, [loader.batch(step, i) for i in range(micro_steps)], recorder, rt, clip=1e9)
+        batches = [loader.batch(step, i) for i in range(micro_steps)]
+        result = step_function(step_model, batches, [recorder], rt, clip=1e9)
         if step < 2:
             recorder.zero_grad()
     total = rt.sum([float(result[0])])[0] / rt.world_size if result else 0.0
@@ -148,17 +154,17 @@ def gradients(step_function, shards, rt, micro_steps):
 def validations(shards, rt):
     torch.manual_seed(0)
     model = GPT(SMALL)
-    tokens = runs.load_data(tiny(shards, "unused"), Path("unused")).val
-    return [evaluate(model, tokens, B, max_tokens, rt) for B in (1, 3, 4) for max_tokens in (33, 450, 10**6)]
+    tokens = load_data(tiny(shards, "unused"), None).val
+    return [evaluate(model, tokens, B, T, max_tokens, rt) for B in (1, 3, 4) for max_tokens in (33, 450, 10**6)]
 
 
 def training(shards, log_dir, **overrides):
-    """A whole run with HellaSwag, as events; losses and scores only."""
+    """A whole run, as events; losses and scores only."""
     events = train(tiny(shards, log_dir, **overrides))
     return [
-        {k: v for k, v in e.items() if k not in ("ms", "tokens_per_s", "config", "launch", "path")}
+        {k: v for k, v in e.items() if k not in ("ms", "tokens_per_s", "path")}
         for e in events
-        if e["event"] not in ("config", "sample")  # which are rank 0's alone
+        if e["event"] not in ("config", "sample")  # samples are rank 0's alone
     ]
 
 
@@ -175,7 +181,7 @@ def optimizer_bytes(zero, rt):
     """What the optimizer's state takes in this process after a step, next to the parameters."""
     torch.manual_seed(0)
     model = GPT(SMALL)
-    optimizer = configure_optimizers(model, tiny(".", ".", zero=zero), "cpu")
+    (optimizer,) = configure_optimizers(model, tiny(".", ".", zero=zero), "cpu")
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -187,8 +193,30 @@ def caught(function, *args):
     try:
         function(*args)
     except UserError as e:
-        return [str(e), e.hint, runs.tells(e)]
+        return [str(e), e.hint]
     return ["nothing was raised"]
+
+
+class ModelThatFits(torch.nn.Module):
+    """A stand-in for a GPT on a card whose memory holds `most` sequences."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.config, self.most, self.weight = SMALL, most, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, targets):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("stand-in")
+        return None, self.weight * 1.0
+
+
+def micro_batch_on_cards(most, rt):
+    """largest_micro_batch, where this process's card holds `most` sequences. There is no card: tensors stay here."""
+    card = types.SimpleNamespace(device=types.SimpleNamespace(type="cuda"), autocast=contextlib.nullcontext, any=rt.any)
+    zeros = torch.zeros
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "zeros", lambda *sizes, device=None, **how: zeros(*sizes, **how))
+        return largest_micro_batch(ModelThatFits(most), 64, card)
 
 
 def pair_of_workers(shards, out, ports):
@@ -196,14 +224,14 @@ def pair_of_workers(shards, out, ports):
     ports = iter(ports)
     rank = int(os.environ["RANK"])
     hellaswag.default_path = lambda split: ITEMS
-    runs.plot = lambda run_dir: None
+    train_gpt2.plot = lambda run_dir: None
 
     @contextlib.contextmanager
     def joined():
         os.environ["MASTER_PORT"] = next(ports)
         rt = setup_runtime("cpu", "float32")
         yield rt
-        rt.close()
+        torch.distributed.destroy_process_group()
 
     def run(name, **overrides):
         os.environ["MASTER_PORT"] = next(ports)
@@ -215,26 +243,14 @@ def pair_of_workers(shards, out, ports):
         answers["gradients, one micro-step"] = gradients(train_step, shards, rt, micro_steps=1)
         answers["validations"] = validations(shards, rt)
         answers["optimizer bytes"] = [optimizer_bytes(zero, rt) for zero in (False, True)]
-
-        def on_rank_1_only():
-            with runs.together(rt):
-                if rank == 1:
-                    raise UserError("the disk of host 1 is full", "free some space")
-
-        answers["together"] = caught(on_rank_1_only)
-
-        def try_batch(model, B, rt):
-            if (8, 4)[rank] < B:
-                raise torch.OutOfMemoryError("stand-in")
-
-        model = types.SimpleNamespace(config=SMALL)
-        answers["micro-batch"] = runs.largest_micro_batch(model, 64, rt, try_batch)
-        never_fits = (model, 64, rt, lambda *given: try_batch(model, 9, rt))
-        answers["too little memory"] = caught(runs.largest_micro_batch, *never_fits)
+        answers["micro-batch"] = micro_batch_on_cards((8, 4)[rank], rt)
+        answers["too little memory"] = caught(micro_batch_on_cards, (8, 0)[rank], rt)
 
     answers["plain"] = run("plain", hellaswag_every=6)
-    answers["dropout"] = run("dropout", dropout=0.1)
-    answers["dropout, resumed"] = run("dropout2", dropout=0.1, resume=str(out / "dropout/tales/ckpt_000006.pt"))
+    with recorded_generators() as answers["generators"]:
+        answers["dropout"] = run("dropout", dropout=0.1)
+    with recorded_generators() as answers["generators, resumed"]:
+        answers["dropout, resumed"] = run("dropout2", dropout=0.1, resume=str(out / "dropout/tales/ckpt_000006.pt"))
     answers["zero"] = run("zero", zero=True, dropout=0.1)
     answers["zero, resumed"] = run("zero2", zero=True, dropout=0.1, resume=str(out / "zero/tales/ckpt_000006.pt"))
     answers["zero from one"] = run("one", zero=True, resume=str(out / "one/tales/ckpt_000006.pt"))
@@ -245,9 +261,6 @@ def pair_of_workers(shards, out, ports):
     answers["muon, saved, resumed"] = run("muon2", optimizer="muon", dropout=0.1, resume=path)
     with muon_in_float32():
         answers["muon in float32"] = run("muon32", optimizer="muon", save_every=0)
-
-    answers["other seeds"] = caught(lambda: run("never", seed=rank))
-    answers["disk full"] = caught(lambda: on_full_disk(rank, lambda: run("full")))
 
     step_of_train, steps = train_gpt2.train_step, []
 
@@ -262,16 +275,18 @@ def pair_of_workers(shards, out, ports):
     torch.save(answers, out / f"rank{rank}.pt")
 
 
-def on_full_disk(rank, function):
-    """Calls the function while rank 0, which alone writes, cannot bring a file to the disk."""
+@contextlib.contextmanager
+def recorded_generators():
+    """Yields a list; each training step in this block adds to it a hash of the generator that dropout draws from."""
+    hashes, step_of_train = [], train_gpt2.train_step
 
-    def no_space(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def step(*args):
+        hashes.append(zlib.crc32(torch.get_rng_state().numpy().tobytes()))
+        return step_of_train(*args)
 
-    with pytest.MonkeyPatch.context() as patch:
-        if rank == 0:
-            patch.setattr(os, "fsync", no_space)
-        function()
+    train_gpt2.train_step = step
+    yield hashes
+    train_gpt2.train_step = step_of_train
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +300,7 @@ def alone(shards, tmp_path_factory):
     log_dir = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hellaswag, "default_path", lambda split: ITEMS)
-        patch.setattr(runs, "plot", lambda run_dir: None)
+        patch.setattr(train_gpt2, "plot", lambda run_dir: None)
         rt = setup_runtime("cpu", "float32")
         with muon_in_float32():
             in_float32 = training(shards, log_dir / "muon32", optimizer="muon", save_every=0)
@@ -304,7 +319,7 @@ def pair(shards, alone, tmp_path_factory):
     """The answers of two workers, and the folder with their runs."""
     out = tmp_path_factory.mktemp("pair")
     shutil.copytree(alone["log_dir"] / "tales", out / "one/tales")
-    ports = [str(p) for p in free_ports(17)]
+    ports = [str(p) for p in free_ports(13)]
     command = [sys.executable, __file__, "pair", str(shards), str(out), *ports]
     place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     workers = [
@@ -379,14 +394,17 @@ def test_the_validation_loss_is_the_same_for_every_micro_batch_and_number_of_pro
 
 
 def test_resumed_under_ddp_it_is_the_same_run_bit_for_bit(pair):
-    """With dropout, so also the random numbers of both processes."""
+    """With dropout, so the random numbers of both processes must be the same too."""
     for answers in (pair.rank0, pair.rank1):
         for name in ("dropout", "zero", "muon, saved"):
             straight, resumed = losses(answers[name]), losses(answers[f"{name}, resumed"])
             assert resumed == {step: loss for step, loss in straight.items() if step >= 6}
-    for name in ("dropout", "zero"):
-        ends = [load_checkpoint(pair.out / f"{name}/tales/ckpt_000012.pt")]
-        assert len(ends[0]["rng"]) == 2 and not torch.equal(*ends[0]["rng"])
+        assert answers["generators, resumed"] == answers["generators"][6:]
+
+
+def test_dropout_differs_between_processes_and_steps(pair):
+    generators = pair.rank0["generators"] + pair.rank1["generators"]
+    assert len(generators) == len(set(generators)) == 2 * 12
 
 
 # ---- Less memory ---------------------------------------------------------------------------------------------------
@@ -401,7 +419,7 @@ def test_zero_trains_as_plain_and_halves_the_optimizer(pair):
 
 
 def test_checkpoints_move_between_zero_and_plain_and_numbers_of_processes(pair, alone, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "plot", lambda run_dir: None)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
     straight = losses(alone["plain"])
     from_one = losses(pair.rank0["zero from one"])  # one process, then two with --zero
     assert sorted(from_one) == list(range(6, 12))
@@ -412,33 +430,43 @@ def test_checkpoints_move_between_zero_and_plain_and_numbers_of_processes(pair, 
         overrides = dict(dropout=0.1) if name == "zero" else {}
         resumed = losses(training(shards, tmp_path / name, resume=str(path), **overrides))
         assert sorted(resumed) == list(range(6, 12))
-        if name == "plain":  # without dropout, whose dice differ, it is also the same run
+        if name == "plain":  # without dropout, whose generators differ, it is also the same run
             assert resumed == pytest.approx({s: straight[s] for s in resumed}, rel=2e-5)
-    zero, plain = (load_checkpoint(pair.out / f"{n}/tales/ckpt_000006.pt")["optimizer"] for n in ("zero", "dropout"))
+    paths = [pair.out / name / "tales/ckpt_000006.pt" for name in ("zero", "dropout")]
+    zero, plain = (load_checkpoint(path)["optimizers"][0] for path in paths)
     assert zero["state"].keys() == plain["state"].keys()
     for i in plain["state"]:
         for key, value in plain["state"][i].items():
             torch.testing.assert_close(zero["state"][i][key], value, rtol=1e-5, atol=1e-9)
 
 
-# ---- Mistakes and signals ------------------------------------------------------------------------------------------
-def test_a_mistake_in_one_process_is_raised_in_all_and_told_once(pair):
-    assert pair.rank0["together"] == ["the disk of host 1 is full", "free some space", False]
-    assert pair.rank1["together"] == ["the disk of host 1 is full", "free some space", True]
-    for name, words in (("disk full", "No space left"), ("other seeds", "seed"), ("too little memory", "not even one")):
-        messages = [answers[name] for answers in (pair.rank0, pair.rank1)]
-        assert words in messages[0][0] and messages[0][:2] == messages[1][:2]
-        assert [m[2] for m in messages] == [True, False]
-
-
+# ---- Memory and signals --------------------------------------------------------------------------------------------
 def test_the_micro_batch_is_what_fits_in_every_process(pair):
     assert pair.rank0["micro-batch"] == pair.rank1["micro-batch"] == 4
+    assert pair.rank0["too little memory"] == pair.rank1["too little memory"]
+    assert "not even one" in pair.rank0["too little memory"][0]
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(pair):
     steps = [sorted(losses(answers["stopped"])) for answers in (pair.rank0, pair.rank1)]
     assert steps[0] == steps[1] == [0, 1, 2, 3]
     assert load_checkpoint(pair.out / "stopped/tales/ckpt_000004.pt")["step"] == 4
+
+
+def test_all_processes_take_part_in_the_same_exchanges(shards, tmp_path, monkeypatch):
+    """Also where samples, which are rank 0's alone, are due between two intervals of the log. An exchange in which one
+    process takes no part hangs; so each process runs alone here, and only notes when it would exchange what."""
+    rt, exchanges = setup_runtime("cpu", "float32"), ([], [])
+    monkeypatch.setattr(hellaswag, "default_path", lambda split: ITEMS)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
+    for rank in range(2):
+        monkeypatch.setattr(train_gpt2, "setup_runtime", lambda *asked, rank=rank: dataclasses.replace(rt, rank=rank))
+        monkeypatch.setattr(
+            train_gpt2.Runtime, "sum", lambda self, values: exchanges[self.rank].append(len(values)) or list(values)
+        )
+        every = dict(sample_every=3, log_every=5, val_every=0, hellaswag_every=7, save_every=4)
+        train(tiny(shards, tmp_path / str(rank), **every))
+    assert len(exchanges[0]) > 12 and exchanges[0] == exchanges[1]
 
 
 def test_only_rank_0_speaks_and_nothing_else_does(pair):
@@ -456,12 +484,16 @@ def torchrun(nproc, *options):
 def trainer_that(mode):
     """The trainer for torchrun to start, with a mishap at its ninth step, two steps after a checkpoint:
 
-    dies      rank 1 is killed, in its first life
+    dies      rank 1 is killed, unless torchrun has restarted it
     raises    rank 1 raises an error
+    full      rank 0, which alone writes, cannot bring a file to the disk
     waits     host b waits, once, to be killed: it makes the file `waiting` and sleeps
     """
     step_of_train, steps = train_gpt2.train_step, []
     rank, host = os.environ["RANK"], os.environ.get("TEST_HOST")
+
+    def no_space(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def step(*args):
         steps.append(1)
@@ -469,6 +501,8 @@ def trainer_that(mode):
             os.kill(os.getpid(), signal.SIGKILL)
         if len(steps) == 9 and mode == "raises" and rank == "1":
             raise RuntimeError("a stand-in for what nobody thought of")
+        if len(steps) == 9 and mode == "full" and rank == "0":
+            os.fsync = no_space
         waiting = Path(os.environ.get("TEST_WAITING", "/nowhere"))
         if len(steps) == 9 and mode == "waits" and host == "b" and not waiting.exists():
             waiting.touch()
@@ -476,8 +510,14 @@ def trainer_that(mode):
         return step_of_train(*args)
 
     train_gpt2.train_step = step
-    runs.plot = lambda run_dir: None
+    train_gpt2.plot = lambda run_dir: None
     return train_gpt2.main(sys.argv[2:])
+
+
+def run_torchrun(nproc, *words, restarts=0):
+    """Runs torchrun on this machine until it ends, and returns the finished process."""
+    command = [*torchrun(nproc, "--standalone", f"--max-restarts={restarts}"), *words]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
 
 
 def processes_with(word, where="cmdline"):
@@ -492,7 +532,7 @@ def processes_with(word, where="cmdline"):
 
 def test_torchrun_with_one_process(alone, shards, tmp_path, monkeypatch):
     """As it would be started, but in this process."""
-    monkeypatch.setattr(runs, "plot", lambda run_dir: None)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
     place = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_ports(1)[0])
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
@@ -501,10 +541,12 @@ def test_torchrun_with_one_process(alone, shards, tmp_path, monkeypatch):
 
 
 def test_a_killed_process_of_four_is_replaced_and_nothing_is_lost(alone, shards, tmp_path):
-    command = [*torchrun(4, "--standalone", "--max-restarts=1"), __file__, "dies", *options(tiny(shards, tmp_path))]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    """The command has `--resume auto`: at the first start there is nothing to continue, after the restart there is."""
+    cfg = tiny(shards, tmp_path, resume="auto", log_every=4)  # some losses are not in the log yet when it dies
+    result = run_torchrun(4, __file__, "dies", *options(cfg), restarts=1)
     assert result.returncode == 0, result.stderr[-2000:]
-    events = runs.read_log(tmp_path / "tales")
+    assert [path.name for path in tmp_path.iterdir()] == ["tales"]
+    events = read_log(tmp_path / "tales")
     starts = [e["step"] for e in events if e["event"] == "config"]
     assert starts == [0, 6] and "going on from step 6" in result.stdout
     assert losses(events) == pytest.approx(losses(alone["plain"]), rel=2e-5)
@@ -513,7 +555,7 @@ def test_a_killed_process_of_four_is_replaced_and_nothing_is_lost(alone, shards,
 
 
 LINE = re.compile(  # what rank 0 says, a line each; samples are off
-    r"(device|dtype|compile|tokenizer|data|model|folder) .*|step +\d+ \| (loss|val loss|saved) .*|stopped as asked.*"
+    r"(device|dtype|compile|data|model|folder|step =) .*|step +\d+ \| (loss|val loss|saved) .*|stopped as asked.*"
 )
 
 
@@ -535,9 +577,10 @@ def test_ctrl_c_to_three_processes_under_torchrun(shards, tmp_path):
     assert [line for line in lines if line and not LINE.fullmatch(line)] == []
     assert lines[-1].startswith("stopped as asked")
     assert not re.search(r"\[rank\d\]|Error:", noise.read_text("utf-8").split("Traceback")[0])
-    (path,) = runs.checkpoints(tmp_path / "tales")
-    ckpt = load_checkpoint(path)
-    assert len(ckpt["rng"]) == 3 and sorted(losses(runs.read_log(tmp_path / "tales"))) == list(range(ckpt["step"]))
+    ((step, path),) = checkpoints(tmp_path / "tales")
+    assert load_checkpoint(path)["step"] == step
+    events = read_log(tmp_path / "tales")
+    assert events[0]["world_size"] == 3 and sorted(losses(events)) == list(range(step))
     assert processes_with(str(tmp_path)) == []
 
 
@@ -551,13 +594,38 @@ def wait_for(condition, *processes, limit=300, says=()):
         time.sleep(0.05)
 
 
+def told(result):
+    """The lines that begin with error: and hint:, without torchrun's own report, which has no such lines."""
+    return re.findall(r"^(?:error|hint): .*", result.stderr, re.MULTILINE)
+
+
 def test_when_one_process_fails_the_others_end_and_its_error_is_shown(shards, tmp_path):
-    command = [*torchrun(2, "--standalone"), __file__, "raises", *options(tiny(shards, tmp_path))]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    result = run_torchrun(2, __file__, "raises", *options(tiny(shards, tmp_path)))
     assert result.returncode == 1
     assert "RuntimeError: a stand-in for what nobody thought of" in result.stderr
     path = tmp_path / "tales/ckpt_000006.pt"  # written two steps before the failure
     assert time.time() - path.stat().st_mtime < 60 and load_checkpoint(path)["step"] == 6
+
+
+def test_a_full_disk_is_told_once_and_leaves_the_last_checkpoint(shards, tmp_path):
+    """Only rank 0 meets it: rank 1 waits for it in vain, and must not tell another story."""
+    result = run_torchrun(2, __file__, "full", *options(tiny(shards, tmp_path)))
+    assert result.returncode == 1
+    error, hint = told(result)
+    assert error.startswith("error: ") and "No space left" in error and hint.startswith("hint: ")
+    assert "Gloo" not in result.stderr and "connection" not in result.stderr.lower()
+    assert [path.name for path in tmp_path.glob("tales/ckpt*")] == ["ckpt_000006.pt"]
+
+
+@pytest.mark.parametrize("wrong", [["--data", "nowhere"], ["--no_such_option"]], ids=["data", "option"])
+def test_a_mistake_that_all_processes_meet_is_told_once(shards, tmp_path, wrong):
+    """The missing data are met after the processes have joined each other, the unknown option before."""
+    result = run_torchrun(2, str(ROOT / "train_gpt2.py"), *options(tiny(shards, tmp_path / "log")), *wrong)
+    assert result.returncode == 1
+    error, hint = told(result)
+    assert error.startswith("error: ") and wrong[-1] in error and hint.startswith("hint: ")
+    assert "train_gpt2.py\", line" not in result.stderr  # no traceback of ours
+    assert not (tmp_path / "log").exists()
 
 
 # ---- Several machines ----------------------------------------------------------------------------------------------
@@ -620,11 +688,11 @@ def end_of(folder):
 def test_two_hosts_of_which_one_dies_and_comes_back(hosts, alone, shards, tmp_path):
     """The command of the README for several machines. The run goes on by itself when its host is started again."""
 
-    def launch(host, life):
+    def launch(host, attempt):
         command = many_hosts(2, host, f"{hosts.address['a']}:29400", hosts.address[host])
-        command += [__file__, "waits", *options(tiny(shards, tmp_path / "log"))]
+        command += [__file__, "waits", *options(tiny(shards, tmp_path / "log", resume="auto"))]
         more = dict(TEST_WAITING=str(tmp_path / "waiting"), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-        return hosts.run(host, command, tmp_path / f"{host}{life}.txt", **more)
+        return hosts.run(host, command, tmp_path / f"{host}{attempt}.txt", **more)
 
     a, b = launch("a", 1), launch("b", 1)
     wait_for((tmp_path / "waiting").exists, a, b, says=[tmp_path / "a1.txt", tmp_path / "b1.txt"])
@@ -633,7 +701,7 @@ def test_two_hosts_of_which_one_dies_and_comes_back(hosts, alone, shards, tmp_pa
     again = launch("b", 2)
     finish([a, again])
     assert (a.returncode, again.returncode) == (0, 0), end_of(tmp_path)
-    events = runs.read_log(tmp_path / "log/tales")
+    events = read_log(tmp_path / "log/tales")
     configs = [e for e in events if e["event"] == "config"]
     assert [(e["step"], e["world_size"]) for e in configs] == [(0, 2), (6, 2)]
     assert losses(events) == pytest.approx(losses(alone["plain"]), rel=2e-5)
@@ -649,7 +717,7 @@ def test_the_host_that_is_left_goes_on_alone(alone, shards, tmp_path):
     def launch(host):
         command = many_hosts("1:2", host, f"127.0.0.1:{port}", "127.0.0.1")
         command[-1] += ",last_call_timeout=2"  # how long it waits for more than the least number of hosts
-        command += [__file__, "waits", *options(tiny(shards, tmp_path / "log"))]
+        command += [__file__, "waits", *options(tiny(shards, tmp_path / "log", resume="auto"))]
         more = dict(TEST_WAITING=str(tmp_path / "waiting"), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
         more |= {"TEST_HOST": host, f"TEST_PLACE_OF_{host}": str(tmp_path)}
         return start(command, tmp_path / f"{host}.txt", environment(**more))
@@ -662,7 +730,7 @@ def test_the_host_that_is_left_goes_on_alone(alone, shards, tmp_path):
     b.wait()
     finish([a])
     assert a.returncode == 0, end_of(tmp_path)
-    events = runs.read_log(tmp_path / "log/tales")
+    events = read_log(tmp_path / "log/tales")
     configs = [e for e in events if e["event"] == "config"]
     assert [(e["step"], e["world_size"]) for e in configs] == [(0, 2), (6, 1)]
     assert losses(events) == pytest.approx(losses(alone["plain"]), rel=2e-5)
@@ -676,7 +744,7 @@ def test_two_gpus_are_one(alone, shards, tmp_path):
     command = [*torchrun(2, "--standalone"), str(ROOT / "train_gpt2.py"), *options(cfg)]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0 and "warn" not in result.stderr.lower(), result.stderr[-2000:]
-    assert losses(runs.read_log(tmp_path / "tales")) == pytest.approx(losses(alone["plain"]), rel=1e-3)
+    assert losses(read_log(tmp_path / "tales")) == pytest.approx(losses(alone["plain"]), rel=1e-3)
 
 
 if __name__ == "__main__":

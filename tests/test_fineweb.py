@@ -819,7 +819,7 @@ def train(data, log, *more):
     import train_gpt2
 
     options = [word for name, value in TINY_RUN.items() for word in (f"--{name}", str(value))]
-    return train_gpt2.main(["--data", str(data), "--log_dir", str(log), "--run", "it", *options, *map(str, more)])
+    return train_gpt2.main(["--data", str(data), "--log_dir", str(log), "--name", "it", *options, *map(str, more)])
 
 
 def last_val(log):
@@ -840,7 +840,7 @@ def test_the_closed_loop(tmp_path, capsys):
                                "--out", f"{mine}.json"]) == 0
         assert run("--files", documents, "--tokenizer", f"{mine}.json", "--shard_size", 5000, "--out", shards) == 0
         assert train(shards, log) == 0
-        assert "tokenizer mine" in capsys.readouterr().out
+        assert tokenizer.load_tokenizer(log / "it" / "tokenizer.json").name == "mine"
         validation = read_manifest(shards)["shards"][0]
         event = last_val(log)
         per_byte = event["val_loss"] / np.log(2) * validation["tokens"] / validation["bytes"]
@@ -855,16 +855,31 @@ def test_the_closed_loop(tmp_path, capsys):
 
 
 def test_the_trainer_checks_the_shards(tmp_path, corpus, tokenizer_file, capsys):
+    """Against the manifest: the tokenizer that made them, and the length of each."""
     out = tmp_path / "whole" / "shards"
-    assert train(out, tmp_path / "log", "--verify", "true") == 0
+    assert train(out, tmp_path / "log") == 0
     other = tmp_path / "other.json"
     tokenizer.save_tokenizer(tokenizer.make_encoding(tokenizer.train_bpe(STORIES[:60], 390), "other"), other)
     capsys.readouterr()
     assert train(out, tmp_path / "log2", "--tokenizer", other) == 2
-    assert "were made with tokenizer tiny" in capsys.readouterr().err
+    assert "were made with another tokenizer" in capsys.readouterr().err
+    assert train(out, tmp_path / "log2", "--tokenizer", tokenizer_file) == 0
+    victim = out / "docs_train_000002.npy"
+    np.save(victim, np.load(victim)[:-1])
+    capsys.readouterr()
+    assert train(out, tmp_path / "log3") == 2
+    err = capsys.readouterr().err
+    assert victim.name in err and "manifest" in err
+    victim.unlink()
+    assert train(out, tmp_path / "log3") == 2
+    assert victim.name in capsys.readouterr().err and not (tmp_path / "log3").exists()
+
+
+def test_info_notices_a_single_changed_bit(tmp_path, corpus, capsys):
+    """The trainer compares lengths only: a look at every byte of 20 GB, by its sha256, is what --info is for."""
+    out = tmp_path / "whole" / "shards"
     victim = out / "docs_train_000002.npy"
     data = bytearray(victim.read_bytes())
     data[2000] ^= 1
     victim.write_bytes(data)
-    assert train(out, tmp_path / "log3", "--verify", "true") == 2
-    assert victim.name in capsys.readouterr().err
+    assert victim.name in refused(capsys, "--info", out)

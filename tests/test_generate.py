@@ -18,8 +18,8 @@ import torch
 import generate
 import tokenizer
 from generate import Row, export, main, make_parser, merges_of, pack_weights, show, write_texts
-from runs import find_tokenizer
-from train_gpt2 import GPT, GPTConfig, UserError
+from tokenizer import find_tokenizer
+from train_gpt2 import GPT, GPTConfig, Runtime, TrainConfig, UserError, configure_optimizers, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "Once upon a time a small boat sailed, été 你好 🐚. " * 40 + "\nThe boat's captain had 12 cats!\n" * 20
@@ -41,12 +41,20 @@ def model():
     return model
 
 
+def write_checkpoint(path, model, step):
+    """A checkpoint as a run writes it."""
+    rt = Runtime(0, 1, torch.device("cpu"), torch.float32, False, [], torch.amp.GradScaler("cpu", enabled=False))
+    cfg = TrainConfig.from_recipe("tales")
+    state = dict(step=step, best=[1.5, step], config=asdict(cfg), data="a hash")
+    save_checkpoint(path, model, configure_optimizers(model, cfg, "cpu"), rt, **state)
+
+
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch, model, encoding):
     """The working directory holds log/a-run/ with a checkpoint and its tokenizer."""
     folder = tmp_path / "log" / "a-run"
     folder.mkdir(parents=True)
-    torch.save({"model": model.state_dict(), "model_config": asdict(CONFIG)}, folder / "ckpt_000010.pt")
+    write_checkpoint(folder / "ckpt_000010.pt", model, 10)
     tokenizer.save_tokenizer(encoding, folder / "tokenizer.json")
     monkeypatch.chdir(tmp_path)
     return folder
@@ -172,11 +180,37 @@ def test_the_newest_checkpoint_or_the_one_asked_for(run_folder, say, encoding, t
     other = tmp_path / "log" / "b-run"
     other.mkdir()
     config = GPTConfig(16, 300, 1, 1, 16)
-    torch.save({"model": GPT(config).state_dict(), "model_config": asdict(config)}, other / "ckpt_000001.pt")
+    write_checkpoint(other / "ckpt_000001.pt", GPT(config), 1)
     tokenizer.save_tokenizer(encoding, other / "tokenizer.json")
     os.utime(run_folder / "ckpt_000010.pt", (1, 1))
     assert "b-run" in say("--max_tokens", "1")[2]
     assert "a-run" in say("--max_tokens", "1", "--checkpoint", str(run_folder / "ckpt_000010.pt"))[2]
+    assert "a-run" in say("--max_tokens", "1", "--checkpoint", str(run_folder))[2]
+
+
+def test_a_newer_checkpoint_that_does_not_load_is_passed_over(run_folder, say, encoding, tmp_path):
+    """In the same run and in a newer one: a text comes from the newest checkpoint that loads, and nothing else is in
+    standard output."""
+    whole = (run_folder / "ckpt_000010.pt").read_bytes()
+    expected = say("--max_tokens", "20", "--seed", "1")[1]
+    (run_folder / "ckpt_000020.pt").write_bytes(whole[: len(whole) // 2])
+    other = tmp_path / "log" / "b-run"
+    other.mkdir()
+    (other / "ckpt_000001.pt").write_bytes(whole[:-50])
+    tokenizer.save_tokenizer(encoding, other / "tokenizer.json")
+    from_new_to_old = (other / "ckpt_000001.pt", run_folder / "ckpt_000020.pt", run_folder / "ckpt_000010.pt")
+    for age, path in enumerate(from_new_to_old):
+        os.utime(path, (10**9 - age, 10**9 - age))
+    code, out, err = say("--max_tokens", "20", "--seed", "1")
+    assert code == 0 and "ckpt_000010.pt: " in err
+    assert out.endswith(expected)
+    assert out == expected, "what is passed over must be told in standard error"
+    code, out, err = say("--checkpoint", str(run_folder / "ckpt_000020.pt"))  # but what is asked for is not replaced
+    assert code == 2 and out == "" and "ckpt_000020.pt is damaged" in err
+    for path in (run_folder / "ckpt_000010.pt", run_folder / "ckpt_000020.pt"):
+        path.write_bytes(b"")
+    code, _, err = say()
+    assert code == 2 and "no checkpoint" in err
 
 
 def test_prompt_from_standard_input(run_folder, say, monkeypatch):
@@ -236,7 +270,7 @@ def test_a_reader_that_leaves_early(run_folder):
         process.stdout.read(1)
         process.stdout.close()
         err = process.stderr.read().decode()
-    assert process.returncode == 0 and "Error" not in err and "Traceback" not in err
+    assert process.returncode == 1 and "Error" not in err and "Traceback" not in err and "Exception" not in err
 
 
 @pytest.mark.parametrize(
@@ -297,7 +331,7 @@ def test_packed_weights_change_nothing_but_rounding(dtype):
     idx = torch.randint(0, 300, (3, 9), generator=torch.Generator().manual_seed(1))
     close = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=0.02, rtol=0.02)
     torch.testing.assert_close(packed(idx)[0], plain(idx)[0], **close)
-    assert packed.logits(packed.hidden(idx)).isneginf().any()  # the padding is still masked
+    assert packed.head(packed.hidden(idx)).isneginf().any()  # the padding is still masked
     if dtype == torch.float32:
         assert torch.equal(packed.generate(idx, 40, temperature=0), plain.generate(idx, 40, temperature=0))
     left = [name for name, module in packed.named_modules() if type(module) is torch.nn.Linear]
@@ -314,11 +348,11 @@ def test_weights_stay_as_they_are_on_other_processors(monkeypatch):
 # ----------------------------------------------------------------------------------------------------------------------
 def texts():
     """Texts that tokenizers trip over, and random ones."""
-    dice = random.Random(0)
+    generator = random.Random(0)
     alphabet = [*"abc ABC123 \n\t'.,!éü你🐚’", "  ", "'s", " the", "\u00a0", "\u0300", "\ud7ff", "\r\n", "boat"]
     every_byte = "".join(map(chr, range(0x180)))  # but for most of those that begin a character
     fixed = ["", " ", "Once upon a time", "it's  we'll I'M", TEXT[:200], "<|endoftext|", every_byte]
-    return fixed + ["".join(dice.choices(alphabet, k=dice.randrange(1, 60))) for _ in range(100)]
+    return fixed + ["".join(generator.choices(alphabet, k=generator.randrange(1, 60))) for _ in range(100)]
 
 
 def test_export_opens_in_transformers_with_the_same_ids_and_logits(run_folder, say, model, encoding, tmp_path):

@@ -5,10 +5,14 @@ fetching leaves a whole file or none. Offline; models are tiny and random.
     python -m pytest tests/test_hellaswag.py
 """
 
+import contextlib
 import json
 import logging
 import math
+import os
 import re
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,8 @@ from torch.nn import functional as F
 
 import hellaswag
 import tokenizer
-from hellaswag import Example, evaluate, load_examples, make_batches, make_request, wilson
-from train_gpt2 import GPT, GPTConfig, UserError
+from hellaswag import Example, UserError, evaluate, load_examples, make_batches, make_request, score, wilson
+from train_gpt2 import GPT, GPTConfig, Runtime, TrainConfig, configure_optimizers, save_checkpoint
 
 ITEMS = Path(__file__).parent / "data" / "hellaswag_items.jsonl"
 
@@ -30,13 +34,15 @@ def encoding():
     return tokenizer.make_encoding(tokenizer.train_bpe([words], 300, nprocs=1), "test")
 
 
-def random_model(block_size, vocab_size=300, scale=5.0, **sizes):
-    """Random weights, larger than at initialization, so that the losses differ by much more than the tolerance."""
+def random_model(block_size, vocab_size=300, **sizes):
+    """Random weights, larger than at initialization, so that the losses differ by much more than the tolerance, and
+    each token attends to a few others: were they read from another item, it would show."""
     torch.manual_seed(1)
     model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=2, n_embd=32, **sizes))
     with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) * 0.02 * scale)
+        for name, p in model.named_parameters():
+            gain = name.endswith("weight") and p.dim() == 1  # of a LayerNorm
+            p.copy_(torch.randn_like(p) * (0.3 if "c_attn" in name else 0.1) + gain)
     return model
 
 
@@ -114,6 +120,36 @@ def test_losses_equal_a_plain_reference(encoding, style, tokens_per_batch):
 
 
 @pytest.mark.parametrize("style", hellaswag.STYLES)
+@pytest.mark.parametrize(("block_size", "rows"), [(16, 1), (40, 7), (512, 10_000)])
+def test_scores_equal_those_of_each_row_by_itself(encoding, style, block_size, rows):
+    """score() against the model's own forward pass on a context and one ending, without cache, padding or batch. In the
+    short blocks some items are cut, and all of those are read together; the others by the length of their context."""
+    model = random_model(block_size).eval()
+    lengths = [(1, 1), (1, 3), (2, 2), (2, 5), (3, 1), (9, 1), (9, 12), (2, 30), (40, 2)] * 2
+    examples = [
+        example(words(c, 7 * c + k), [words(1 + (e + 2 * k + j) % (e + 2), 50 * c + k + 9 * j) for j in range(4)])
+        for k, (c, e) in enumerate(lengths)
+    ]
+    examples += [example("a", ["b", "c", "!", words(2, 7)]), example("a", ["b", "c", "d", "e"])]
+    requests = [make_request(e, encoding, style, block_size) for e in examples]
+    assert {r.cut for r in requests} == ({True, False} if block_size < 512 else {False})
+    groups = {}
+    for i, request in enumerate(requests):
+        assert request.cut == (not request.context)
+        groups.setdefault(len(request.context), []).append(i)
+    assert max(map(len, groups.values())) > 1
+    checked = 0
+    for batch in groups.values():
+        with torch.no_grad():
+            scores = score([requests[i] for i in batch], model, torch.device("cpu"), rows)
+        for i, four in zip(batch, scores, strict=True):
+            assert four == pytest.approx(plain_losses(model, encoding, examples[i], style)[0], abs=1e-4, rel=1e-6)
+            assert max(four) - min(four) > 0.01
+            checked += 1
+    assert checked == len(examples)
+
+
+@pytest.mark.parametrize("style", hellaswag.STYLES)
 @pytest.mark.parametrize("block_size", [8, 24, 64])
 def test_what_is_longer_than_the_block_is_cut_on_the_left(encoding, style, block_size):
     model = random_model(block_size)
@@ -161,8 +197,8 @@ def test_requests_follow_the_harness():
     assert harness_request(e)[0] == (query[:-1], "  Blow softly.", 12)
     encoding = tokenizer.make_encoding({bytes([b]): b for b in range(256)}, "bytes")
     request = make_request(e, encoding, "lm-eval", 1024)
-    assert bytes(request.shared).decode() == query[:-1]
-    assert [bytes(branch).decode() for branch in request.branches] == ["  " + choice for choice in choices]
+    assert bytes(request.context).decode() == query[:-1]
+    assert [bytes(ending).decode() for ending in request.endings] == ["  " + choice for choice in choices]
     assert request.characters == [12, 5, 0, 7]
     item = hellaswag.judge(e, request, [1.0, 1.0, 0.1, 1.0], "lm-eval")
     assert item["prediction"] == 2 and item["prediction_norm"] == 0  # the empty one is never chosen by characters
@@ -172,26 +208,30 @@ def test_completion_reads_the_context_as_it_stands():
     encoding = tokenizer.make_encoding({bytes([b]): b for b in range(256)}, "bytes")
     e = example("[header] Rain  fell. He", ["ran <|endoftext|>", "b", "c", "d"])
     request = make_request(e, encoding, "completion", 1024)
-    assert bytes(request.shared).decode() == "[header] Rain  fell. He"
-    assert bytes(request.branches[0]).decode() == " ran <|endoftext|>"
+    assert bytes(request.context).decode() == "[header] Rain  fell. He"
+    assert bytes(request.endings[0]).decode() == " ran <|endoftext|>"
 
 
 def test_an_empty_query_starts_from_end_of_text(encoding):
     model = random_model(128)
     e = Example(0, "", "[header]", "", "[header]", ("one", "two", "three", "four"), 0)
     request = make_request(e, encoding, "lm-eval", 128)
-    assert request.shared == [encoding.n_vocab - 1]
+    assert request.context == [encoding.n_vocab - 1]
     assert all(math.isfinite(loss) for loss in evaluate(model, [e], encoding, style="lm-eval")["items"][0]["losses"])
 
 
 def test_batches_hold_every_item_once_within_the_budget():
-    sizes = (5, 90, 30, 30, 7, 300, 1, 60)
-    requests = [hellaswag.Request([0] * n, [[0, 0]] * 4, [1] * 4, [1] * 4, False) for n in sizes]
+    sizes = [(5, 3), (90, 9), (30, 2), (30, 4), (7, 1), (300, 2), (1, 60), (0, 31), (0, 2), (30, 90), (30, 3), (5, 1)]
+    requests = [hellaswag.Request([0] * c, [[0] * n, [0], [0], [0]], [1] * 4, [1] * 4, c == 0) for c, n in sizes]
     batches = list(make_batches(requests, 128))
-    assert sorted(i for batch in batches for i in batch) == list(range(8))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(sizes)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(len(requests[i]) for i in batch) <= 128
-    assert len(batches) < len(requests)
+        contexts, endings = zip(*(sizes[i] for i in batch), strict=True)
+        assert len(set(contexts)) == 1  # they are read together, without padding
+        read = len(batch) * (contexts[0] + 4 * (max(endings) - 1))  # the last token is only predicted
+        assert len(batch) == 1 or read <= 128
+    assert {2, 3, 10} in map(set, batches) and {0, 11} in map(set, batches)  # 3 x (30 + 4 x 3) = 126
+    assert list(make_batches([], 128)) == []
 
 
 def test_evaluate_leaves_the_model_as_it_was(encoding):
@@ -215,6 +255,42 @@ def test_shares_of_the_examples_add_up(encoding):
         assert sum(part[key] for part in parts) == whole[key]
     nothing = evaluate(model, [], encoding)
     assert nothing["n"] == nothing["correct"] == 0 and math.isnan(nothing["acc"])
+
+
+class OneOfThree:
+    """What score_on_all_ranks needs of the trainer's Runtime, for processes that are played one after the other."""
+
+    world_size, device, autocast = 3, torch.device("cpu"), staticmethod(contextlib.nullcontext)
+
+    def __init__(self, rank, counts, another_lacks_items=False):
+        self.rank, self.counts, self.another_lacks_items = rank, counts, another_lacks_items
+
+    def sum(self, values):
+        self.counts.append(values)
+        return [sum(column) for column in zip(*self.counts, strict=True)]
+
+    def any(self, flag):
+        return flag or self.another_lacks_items
+
+    def print(self, *args):
+        pass
+
+
+def test_scores_while_training_are_those_of_all_items(encoding, tmp_path, monkeypatch):
+    model, counts = random_model(256).train(), []
+    whole = evaluate(model, load_examples(ITEMS), encoding)
+    expected = dict(acc=whole["acc"], acc_norm=whole["acc_norm"])
+    assert expected["acc"] != expected["acc_norm"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hellaswag, "__file__", str(tmp_path / "hellaswag.py"))
+    assert hellaswag.score_on_all_ranks(model, encoding, one_of_one()) == {}  # the items are not there
+    hellaswag.default_path().parent.mkdir()
+    shutil.copy(ITEMS, hellaswag.default_path())
+    assert hellaswag.score_on_all_ranks(model, None, one_of_one()) == {}  # there is no tokenizer
+    assert hellaswag.score_on_all_ranks(model, encoding, one_of_one()) == expected and model.training
+    scores = [hellaswag.score_on_all_ranks(model, encoding, OneOfThree(rank, counts)) for rank in range(3)]
+    assert scores[2] == expected and [n for n, _, _ in counts] == [14, 13, 13]  # the last process has all counts
+    assert hellaswag.score_on_all_ranks(model, encoding, OneOfThree(0, [], another_lacks_items=True)) == {}
 
 
 def test_the_tokenizer_must_fit_the_model(encoding):
@@ -399,17 +475,27 @@ def test_a_page_of_html_in_place_of_the_file(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line
 # ----------------------------------------------------------------------------------------------------------------------
+def write_checkpoint(path, model, step):
+    """A checkpoint as a run writes it. Returns its path."""
+    rt = one_of_one()
+    cfg = TrainConfig.from_recipe("tales")
+    state = dict(step=step, best=[1.5, step], config=asdict(cfg), data="a hash")
+    save_checkpoint(path, model, configure_optimizers(model, cfg, "cpu"), rt, **state)
+    return path
+
+
+def one_of_one():
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Runtime(0, 1, torch.device("cpu"), torch.float32, False, [], scaler)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(encoding, tmp_path_factory):
     """A run's folder with a checkpoint and the tokenizer that belongs to it."""
-    from dataclasses import asdict
-
     folder = tmp_path_factory.mktemp("work") / "log" / "tiny"
-    folder.mkdir(parents=True)
-    model = random_model(96)
-    torch.save(dict(model=model.state_dict(), model_config=asdict(model.config)), folder / "ckpt_000100.pt")
+    path = write_checkpoint(folder / "ckpt_000100.pt", random_model(96), 100)
     tokenizer.save_tokenizer(encoding, folder / "tokenizer.json")
-    return folder / "ckpt_000100.pt"
+    return path
 
 
 def test_command_line_scores_a_checkpoint(checkpoint, tmp_path, capsys, encoding):
@@ -440,6 +526,23 @@ def test_the_newest_checkpoint_is_the_default(checkpoint, monkeypatch, capsys):
     assert hellaswag.main(["--file", str(ITEMS), "--limit", "2", "--style", "completion", "--dtype", "bfloat16"]) == 0
     out = capsys.readouterr().out
     assert "ckpt_000100.pt" in out and "lm-eval style" not in out
+
+
+def test_a_newer_checkpoint_that_does_not_load_is_passed_over(checkpoint, tmp_path, monkeypatch, capsys):
+    """In the same run and in a newer one. By its name a damaged one is refused, not replaced."""
+    shutil.copytree(checkpoint.parent, tmp_path / "log" / "a-run")
+    shutil.copytree(checkpoint.parent, tmp_path / "log" / "b-run")
+    whole, log = checkpoint.read_bytes(), tmp_path / "log"
+    (log / "a-run" / "ckpt_000200.pt").write_bytes(whole[: len(whole) // 2])
+    (log / "b-run" / "ckpt_000100.pt").write_bytes(whole[:-50])
+    for age, name in enumerate(("b-run/ckpt_000100.pt", "a-run/ckpt_000200.pt", "a-run/ckpt_000100.pt")):
+        os.utime(log / name, (10**9 - age, 10**9 - age))
+    monkeypatch.chdir(tmp_path)
+    argv = ["--file", str(ITEMS), "--limit", "2", "--style", "completion", "--device", "cpu"]
+    assert hellaswag.main(argv) == 0
+    assert f"model {Path('log/a-run/ckpt_000100.pt')}" in capsys.readouterr().out
+    assert hellaswag.main([*argv, "--model", "log/a-run/ckpt_000200.pt"]) == 2
+    assert "ckpt_000200.pt is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -473,6 +576,6 @@ def test_gpt2s_own_words_cost_no_more_tokens_than_they_must():
         pytest.skip(f"GPT-2's tokenizer is not on this machine: {e}")
     for e in load_examples(ITEMS):
         request = make_request(e, gpt2, "completion", 1024)
-        for branch, ending in zip(request.branches, e.endings, strict=True):
-            assert gpt2.decode(request.shared) == e.context and gpt2.decode(branch) == " " + ending
-            assert gpt2.decode([branch[0]]).startswith(" ")
+        for tokens, ending in zip(request.endings, e.endings, strict=True):
+            assert gpt2.decode(request.context) == e.context and gpt2.decode(tokens) == " " + ending
+            assert gpt2.decode([tokens[0]]).startswith(" ")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from train_gpt2 import DataLoaderLite, TokenStream, UserError, load_shard, shuffled, validation_batches
+from train_gpt2 import DataLoaderLite, TokenStream, UserError, load_shard, validation_batches
 
 V = 60_000  # above 2**15: a signed 16-bit integer anywhere on the way would show
 
@@ -131,7 +131,6 @@ def test_many_processes_read_what_one_reads_with_more_micro_steps(seed, shuffle)
     _, stream, B, T, _, N = make_case(seed)
     many = loaders_of(stream, B, T, 1, N, shuffle=shuffle, seed=seed)
     (one,) = loaders_of(stream, B, T, N, 1, shuffle=shuffle, seed=seed)
-    assert one.sequences_per_step == many[0].sequences_per_step == B * N
     for step in [0, 1, 2, 5, 1000]:
         for n in range(N):
             for ours, theirs in zip(one.batch(step, n), many[n].batch(step, 0), strict=True):
@@ -157,6 +156,7 @@ def test_targets_are_the_inputs_shifted_by_one(shuffle):
         x, y = loader.batch(step)
         assert x.shape == y.shape == (3, 10)
         assert x.dtype == y.dtype == torch.int64
+        assert x.is_contiguous() and y.is_contiguous()
         assert torch.equal(x[:, 1:], y[:, :-1])
         assert torch.equal((x + 1) % len(tokens), y)  # tokens are their own positions
 
@@ -213,29 +213,73 @@ def test_regression_ranks_stay_together_at_the_end_of_a_shard():
 
 
 # ------------------------------------------------------------------------------------------------------ the shuffle
+def order_of(n, seed, epoch, loader=None):
+    """In which order an epoch of n windows is read, each counted from the epoch's first window."""
+    loader = loader or DataLoaderLite(TokenStream([np.zeros(2 * n + 1, dtype=np.uint16)], V), 1, 2, seed=seed)
+    assert loader.windows_per_epoch == n
+    return [loader.window(epoch * n + i) - epoch * n for i in range(n)]
+
+
 @pytest.mark.parametrize("n", [*range(1, 70), 255, 256, 257, 1000, 4095, 4096, 4097])
-def test_shuffled_is_a_permutation(n):
-    for key in (0, 1, 2**31, 1337 * 1_000_003 + 7):
-        assert sorted(shuffled(i, n, key) for i in range(n)) == list(range(n))
+def test_each_epoch_is_a_permutation_of_all_windows(n):
+    for seed, epoch in [(0, 0), (0, 1), (1337, 2), (2**31, 7), (2**53 - 1, 2**31)]:
+        assert sorted(order_of(n, seed, epoch)) == list(range(n))
 
 
-def test_shuffled_differs_by_key_and_mixes():
+def test_the_order_depends_on_seed_and_epoch_alone():
+    """Whatever was read before, or drawn from numpy's own generator: equal for equal (seed, epoch), else different."""
+    n, keys = 200, [(seed, epoch) for seed in (0, 1, 2, 1337) for epoch in (0, 1, 2, 3)]
+    orders = {key: order_of(n, *key) for key in keys}
+    assert len({tuple(order) for order in orders.values()}) == len(keys)
+    loaders = {seed: DataLoaderLite(TokenStream([numbered(2 * n + 1)], V), 1, 2, seed=seed) for seed, _ in keys}
+    for seed, epoch in random.Random(0).sample(keys * 2, 2 * len(keys)):  # epochs in any order, each twice
+        np.random.rand()
+        state = np.random.get_state()[1].tolist()
+        assert order_of(n, seed, epoch, loaders[seed]) == orders[seed, epoch]
+        assert order_of(n, seed, epoch) == orders[seed, epoch]
+        assert np.random.get_state()[1].tolist() == state  # the caller's generator is left alone
+
+
+def test_the_order_mixes():
     n = 1000
-    orders = [[shuffled(i, n, key) for i in range(n)] for key in range(20)]
+    orders = [order_of(n, seed, epoch) for seed in range(4) for epoch in range(5)]
     assert len({tuple(o) for o in orders}) == 20
     places = np.array(orders)
     assert abs(np.corrcoef(np.tile(np.arange(n), 20), places.ravel())[0, 1]) < 0.03  # 20,000 pairs: noise is 0.007
     steps = np.abs(np.diff(places, axis=1))
     assert 0.9 < steps.mean() / (n / 3) < 1.1  # neighbours land a third of the way apart, as in a random order
-    first = np.array([shuffled(0, n, key) for key in range(2000)])
+    stream = TokenStream([np.zeros(2 * n + 1, dtype=np.uint16)], V)
+    first = np.array([DataLoaderLite(stream, 1, 2, seed=seed).window(0) for seed in range(2000)])
     counts = np.histogram(first, bins=10, range=(0, n))[0]
     assert counts.min() > 140 and counts.max() < 260  # 200 each, standard deviation 13
 
 
-def test_shuffled_works_on_billions():
-    n = 10**10 // 7
-    some = {shuffled(i, n, 3) for i in range(2000)}
-    assert len(some) == 2000 and all(0 <= w < n for w in some) and max(some) > 0.99 * n
+def test_ranks_and_a_resumed_run_see_one_order():
+    """Each process makes the permutation for itself, and a run that goes on makes it again."""
+    stream = TokenStream([numbered(1000)], V)  # 125 windows of 8; a step takes 12 of them
+    reference = DataLoaderLite(stream, 1, 8, seed=3)
+    order = [125 * epoch + w for epoch in range(3) for w in order_of(125, 3, epoch, reference)]
+    ranks = loaders_of(stream, 2, 8, 3, 2, seed=3)
+    for step in range(len(order) // 12):
+        anew = loaders_of(stream, 2, 8, 3, 2, seed=3)
+        for micro_step in range(3):
+            for rank in range(2):
+                first = ((step * 3 + micro_step) * 2 + rank) * 2
+                expected = [endless(numbered(1000), w * 8, 8) for w in order[first : first + 2]]
+                assert ranks[rank].batch(step, micro_step)[0].tolist() == expected
+                assert anew[rank].batch(step, micro_step)[0].tolist() == expected
+
+
+def test_the_order_of_ten_billion_tokens():
+    class Long:
+        def __len__(self):
+            return 10**10
+
+    loader = DataLoaderLite(Long(), 64, 1024, seed=3)
+    n = loader.windows_per_epoch
+    for epoch in (0, 3):
+        some = {loader.window(epoch * n + i) - epoch * n for i in range(2000)}
+        assert len(some) == 2000 and all(0 <= w < n for w in some) and max(some) > 0.99 * n
 
 
 # ------------------------------------------------------------------------------------------------------- validation
@@ -249,9 +293,13 @@ def test_validation_covers_each_target_once(seed):
     for B, world_size in [(1, 1), (4, 1), (2, 2), (3, 5)]:
         pairs = []
         for rank in range(world_size):
-            for x, y in validation_batches(stream, B, T, max_tokens, rank, world_size):
-                assert x.shape == y.shape and x.shape[1] == T and 1 <= x.shape[0] <= B
+            batches = list(validation_batches(stream, B, T, max_tokens, rank, world_size))
+            windows = len(range(0, count, T)[rank::world_size])
+            assert len(batches) == -(-windows // B)
+            for x, y in batches:
+                assert x.shape == y.shape == (B, T)  # one shape, for which the model is compiled once
                 assert x.dtype == y.dtype == torch.int64
+                assert (y >= -1).all() and (y >= 0).any()  # a batch without targets would have no loss
                 pairs += [(a, b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True) if b >= 0]
         assert sorted(pairs) == [(i, i + 1) for i in range(count)]  # tokens are their own positions
 
@@ -266,6 +314,7 @@ def test_validation_windows_are_the_same_for_every_B_and_world():
             for rank in range(world_size)
             for batch in validation_batches(stream, B, 16, 300, rank, world_size)
             for x, y in zip(*(half.tolist() for half in batch), strict=True)
+            if max(y) >= 0  # not the rows that fill up the last batch
         )
 
     reference = windows(1, 1)

@@ -15,7 +15,6 @@ from train_gpt2 import (
     GPT,
     PRESETS,
     GPTConfig,
-    KVCache,
     TrainConfig,
     UserError,
     causal_attention,
@@ -28,9 +27,9 @@ TINY = GPTConfig(block_size=16, vocab_size=101, n_layer=3, n_head=2, n_embd=32) 
 
 @torch.no_grad()
 def lively(model, seed=0, scale=0.2):
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
-        p.add_(torch.randn(p.shape, generator=dice) * scale)
+        p.add_(torch.randn(p.shape, generator=generator) * scale)
     if isinstance(model, GPT):
         model.transformer.wte.weight[model.config.vocab_size :] = 0.0
     return model.eval()
@@ -44,10 +43,6 @@ def model():
 
 def ids(B, T, seed=1, V=TINY.vocab_size):
     return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(seed))
-
-
-def caches(model, B):
-    return [KVCache(model.config, B, model.lm_head.weight) for _ in model.transformer.h]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -68,9 +63,6 @@ def test_logits_equal_transformers_after_loading_its_weights(theirs, tmp_path):
     expected = theirs(idx).logits
     assert expected.std() > 1
     torch.testing.assert_close(GPT.from_pretrained(tmp_path).eval()(idx)[0], expected, atol=1e-4, rtol=0)
-    ours = GPT(TINY).eval()
-    ours.load_hf_state_dict(theirs.state_dict())
-    torch.testing.assert_close(ours(idx)[0], expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -82,9 +74,9 @@ def test_transformers_gives_our_logits_after_loading_our_weights(model, tmp_path
     torch.testing.assert_close(theirs(idx).logits, model(idx)[0], atol=1e-4, rtol=0)
 
 
-def test_loss_equals_transformers(theirs):
-    ours = GPT(TINY).eval()
-    ours.load_hf_state_dict(theirs.state_dict())
+def test_loss_equals_transformers(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    ours = GPT.from_pretrained(tmp_path).eval()
     idx = ids(2, 16)
     x, y = idx[:, :-1], idx[:, 1:]
     torch.testing.assert_close(ours(x, y)[1], theirs(idx, labels=idx).loss, atol=1e-5, rtol=0)
@@ -96,8 +88,8 @@ def test_loss_equals_transformers(theirs):
 
 @pytest.mark.parametrize(("Tq", "Tk"), [(7, 7), (3, 7), (1, 7)])
 def test_causal_attention_is_the_formula(Tq, Tk):
-    dice = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, T, 8, generator=dice) for T in (Tq, Tk, Tk))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, T, 8, generator=generator) for T in (Tq, Tk, Tk))
     y, weights = causal_attention(q, k, v, return_weights=True)
     for t in range(Tq):
         n = Tk - Tq + t + 1  # what query t may see
@@ -114,19 +106,6 @@ def test_attention_layer_equals_explicit_attention(model, dtype):
     q, k, v = (t.view(2, 9, 2, 16).transpose(1, 2) for t in layer.c_attn(x).split(32, dim=2))
     expected = layer.c_proj(causal_attention(q, k, v).transpose(1, 2).reshape(2, 9, 32))
     torch.testing.assert_close(layer(x), expected)
-
-
-def test_mask_and_positions_for_rows_of_different_length(model):
-    short, long = ids(1, 5, seed=4), ids(1, 9, seed=5)
-    idx = torch.cat((F.pad(short, (4, 0)), long))  # the short row stands on the right
-    real = torch.ones(2, 9, dtype=torch.bool)
-    real[0, :4] = False
-    mask = real[:, None, None, :] & torch.ones(9, 9, dtype=torch.bool).tril()
-    mask |= torch.eye(9, dtype=torch.bool)  # padding looks at itself: a row of nothing would be nan
-    pos = (real.cumsum(1) - 1).clamp(min=0)
-    x = model.hidden(idx, pos, mask)
-    torch.testing.assert_close(x[0, 4:], model.hidden(short)[0])
-    torch.testing.assert_close(x[1], model.hidden(long)[0])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -160,10 +139,34 @@ def test_jacobian_of_the_stack_is_lower_triangular(model):
 @torch.no_grad()
 @pytest.mark.parametrize("chunks", [[1] * 16, [16], [5, 1, 1, 4, 5], [15, 1]])
 def test_logits_with_cache_equal_those_without(model, chunks):
-    idx, cache = ids(3, 16), caches(model, 3)
-    parts = [model.logits(model.hidden(part, cache=cache)) for part in idx.split(chunks, dim=1)]
-    assert cache[0].length == 16
+    idx, cache = ids(3, 16), model.new_cache()
+    parts = [model.head(model.hidden(part, cache)) for part in idx.split(chunks, dim=1)]
+    assert [c.length for c in cache] == [16] * 3  # one for each layer
     torch.testing.assert_close(torch.cat(parts, 1)[..., : TINY.vocab_size], model(idx)[0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_cache_has_room_for_what_it_is_told_and_no_more(model):
+    idx = ids(2, 7)
+    cache = model.new_cache(7)
+    parts = [model.head(model.hidden(part, cache)) for part in idx.split([4, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1)[..., : TINY.vocab_size], model(idx)[0], atol=1e-4, rtol=0)
+    assert cache[0].k.shape == cache[0].v.shape == (2, 2, 7, 16)  # (B, nh, max_length, hs)
+    assert model.new_cache()[0].max_length == TINY.block_size
+    with pytest.raises((UserError, RuntimeError)):  # not a token that is lost without a word
+        model.hidden(idx[:, :1], cache)
+
+
+@torch.no_grad()
+def test_a_cache_that_is_repeated_continues_each_row_in_several_ways(model):
+    """As hellaswag.py uses it: a context is read once, and then continued by several endings."""
+    contexts, endings = ids(2, 6), ids(8, 5, seed=9)
+    cache, longer = model.new_cache(6), model.new_cache(11)
+    model.hidden(contexts, cache)
+    for one, four in zip(cache, longer, strict=True):
+        four.append(one.k.repeat_interleave(4, dim=0), one.v.repeat_interleave(4, dim=0))
+    whole = model.hidden(torch.cat((contexts.repeat_interleave(4, dim=0), endings), dim=1))
+    torch.testing.assert_close(model.hidden(endings, longer), whole[:, 6:], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -189,10 +192,10 @@ def test_rows_of_a_batch_do_not_touch_each_other(model):
 def test_more_tokens_than_the_block_are_refused(model):
     with pytest.raises(UserError, match="17 tokens"):
         model(ids(1, 17))
-    cache = caches(model, 1)
-    model.hidden(ids(1, 16), cache=cache)
+    cache = model.new_cache()
+    model.hidden(ids(1, 16), cache)
     with pytest.raises(UserError, match="17 tokens"):
-        model.hidden(ids(1, 1), cache=cache)
+        model.hidden(ids(1, 1), cache)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -266,18 +269,19 @@ def test_configurations_by_name():
 def test_padded_ids_are_never_sampled():
     torch.manual_seed(0)
     model = GPT(TINY)  # untrained, so all ids are about equally likely
-    dice = torch.Generator().manual_seed(0)
-    drawn = torch.cat([model.generate(ids(64, 1, seed=s), 16, temperature=100.0, generator=dice) for s in range(4)])
+    generator = torch.Generator().manual_seed(0)
+    how = dict(temperature=100.0, generator=generator)
+    drawn = torch.cat([model.generate(ids(64, 1, seed=s), 16, **how) for s in range(4)])
     assert drawn.max().item() == TINY.vocab_size - 1 and drawn.unique().numel() == TINY.vocab_size
     with torch.no_grad():  # even if something had written to the padding rows
         model.transformer.wte.weight[TINY.vocab_size :] = 100.0
-        assert (model.logits(model.hidden(ids(2, 4)))[..., TINY.vocab_size :] == -math.inf).all()
-    assert model.generate(ids(64, 1), 16, temperature=100.0, generator=dice).max() < TINY.vocab_size
+        assert (model.head(model.hidden(ids(2, 4)))[..., TINY.vocab_size :] == -math.inf).all()
+    assert model.generate(ids(64, 1), 16, **how).max() < TINY.vocab_size
 
 
 def test_padding_rows_get_no_gradient_and_stay_zero(model):
     model.train()
-    optimizer = configure_optimizers(model, TrainConfig(lr=0.1, min_lr=0.0), "cpu")
+    [optimizer] = configure_optimizers(model, TrainConfig(lr=0.1, min_lr=0.0), "cpu")
     for seed in range(3):
         idx = ids(4, 17, seed)
         optimizer.zero_grad()
@@ -326,7 +330,7 @@ def test_dropout_only_in_training():
         on.p = 0.0
 
 
-def test_generating_leaves_the_mode_and_the_global_dice_alone():
+def test_generating_leaves_the_mode_and_the_global_generator_alone():
     model = GPT(GPTConfig(16, 101, 2, 2, 32, dropout=0.5)).train()
     state = torch.get_rng_state()
     a, b = (model.generate(ids(2, 4), 20, generator=torch.Generator().manual_seed(5)) for _ in range(2))
@@ -392,8 +396,8 @@ def reference_distribution(logits, temperature, top_k, top_p):
 )
 def test_sampling_follows_the_reference(temperature, top_k, top_p):
     logits = torch.randn(2, 10, generator=torch.Generator().manual_seed(3)) * 1.5
-    n, dice = 20_000, torch.Generator().manual_seed(0)
-    drawn = sample_next(logits.repeat_interleave(n, dim=0), temperature, top_k, top_p, dice)
+    n, generator = 20_000, torch.Generator().manual_seed(0)
+    drawn = sample_next(logits.repeat_interleave(n, dim=0), temperature, top_k, top_p, generator)
     assert drawn.shape == (2 * n, 1)
     for row, tokens in zip(logits.tolist(), drawn.view(2, n), strict=True):
         expected = reference_distribution(row, temperature, top_k, top_p)

@@ -14,9 +14,8 @@ import pytest
 import torch
 from tiny_runs import SHARD_SIZES, TOTAL_BATCH, T, losses, options, tiny, write_shards
 
-import runs
 import train_gpt2
-from train_gpt2 import TrainConfig, UserError, load_checkpoint, train
+from train_gpt2 import TrainConfig, UserError, checkpoints, load_checkpoint, read_log, train
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +26,24 @@ def shards(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The picture has tests of its own, and takes longer than these runs."""
-    monkeypatch.setattr(runs, "plot", lambda run_dir: None)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
+
+
+STATE = ("step", "best", "model", "model_config", "optimizers", "scaler", "data")
 
 
 def assert_same_state(a, b, tolerance=None):
-    """Two checkpoints hold the same weights, optimizer, random numbers and step: bit for bit, or nearly."""
-    assert a.keys() == b.keys()
-    compare(
-        {k: a[k] for k in ("model", "optimizer", "step", "position", "rng", "best_step")},
-        {k: b[k] for k in ("model", "optimizer", "step", "position", "rng", "best_step")},
-        tolerance,
-    )
+    """Two checkpoints hold the same step, weights and optimizers: bit for bit, or nearly. Only their settings may
+    differ: where the run is and from what it was resumed."""
+    assert a.keys() == b.keys() == {*STATE, "config"}
+    compare({k: a[k] for k in STATE}, {k: b[k] for k in STATE}, tolerance)
+
+
+def told(events, *without):
+    """What a log tells, in its order, without the times: (event, step, values). A run that was resumed has some more
+    starts in it, and one that was stopped a checkpoint more, so these can be left out."""
+    numbers = ("loss", "lr", "norm", "val_loss", "val_bpb", "text")
+    return [(e["event"], e["step"], {k: e[k] for k in numbers if k in e}) for e in events if e["event"] not in without]
 
 
 def compare(a, b, tolerance, where="checkpoint"):
@@ -76,44 +82,48 @@ def test_the_runs_cross_the_end_of_shards_and_of_the_epoch():
 )
 def test_6_and_6_steps_are_12_steps(shards, tmp_path, settings):
     straight = train(tiny(shards, tmp_path / "a", **settings))
+    assert told(straight) == told(read_log(tmp_path / "a/tales"))
     end = load_checkpoint(tmp_path / "a/tales/ckpt_000012.pt")
 
     (tmp_path / "b").mkdir()
     shutil.copytree(tmp_path / "a/tales", tmp_path / "b/tales")
     (tmp_path / "b/tales/ckpt_000012.pt").unlink()  # as if the run had been killed after step 6
-    resumed = train(tiny(shards, tmp_path / "b", resume="newest", **settings))
+    resumed = train(tiny(shards, tmp_path / "b", resume="auto", **settings))
 
     assert losses(resumed) == {step: loss for step, loss in losses(straight).items() if step >= 6}
+    assert told(straight)[-len(resumed) + 1 :] == told(resumed, "config")
     assert_same_state(end, load_checkpoint(tmp_path / "b/tales/ckpt_000012.pt"))
-    again = runs.read_log(tmp_path / "b/tales")
-    assert losses(again) == losses(straight)
-    val = [(e["step"], e["val_loss"]) for e in again if e["event"] == "val"]
-    assert val == [(e["step"], e["val_loss"]) for e in straight if e["event"] == "val"]
+    again = read_log(tmp_path / "b/tales")
+    assert losses(again) == losses(straight)  # the whole log: each step once, in order, with the same numbers
+    assert told(again, "config") == told(straight, "config")
+    assert [e["step"] for e in again if e["event"] == "config"] == [0, 6]  # and each start
+    assert [e["step"] for e in again if e["event"] == "val"] == [0, 5, 10, 12]
 
 
 def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not_been(shards, tmp_path, monkeypatch, capsys):
-    settings = dict(dropout=0.1, save_every=0, val_every=4)
+    settings = dict(dropout=0.1, save_every=0, val_every=4, sample_every=3)
     straight = train(tiny(shards, tmp_path / "a", **settings))
     step_of_train = train_gpt2.train_step
     count = []
 
     def step_and_signal(*args):
         count.append(1)
-        if len(count) in (4, 9):  # the second time it is at a step where the run would validate
+        if len(count) in (4, 9):  # the first time it is at a step where the run would validate
             os.kill(os.getpid(), (signal.SIGTERM, signal.SIGINT)[len(count) == 9])
         return step_of_train(*args)
 
     monkeypatch.setattr(train_gpt2, "train_step", step_and_signal)
     cfg = tiny(shards, tmp_path / "b", **settings)
     assert train_gpt2.main(options(cfg)) == 0  # a clean exit
-    assert "stopped as asked; go on with --resume" in capsys.readouterr().out
+    assert "stopped as asked; continue with --resume" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "b/tales/ckpt_000004.pt")["step"] == 4  # the step in flight was finished
     for _ in range(2):
         assert train_gpt2.main([*options(cfg), "--resume"]) == 0
-    again = runs.read_log(tmp_path / "b/tales")
+    again = read_log(tmp_path / "b/tales")
     assert losses(again) == losses(straight)
-    val = [(e["step"], e["val_loss"]) for e in again if e["event"] == "val"]
-    assert val == [(e["step"], e["val_loss"]) for e in straight if e["event"] == "val"]
+    assert told(again, "config", "checkpoint") == told(straight, "config", "checkpoint")
+    assert [e["step"] for e in again if e["event"] == "val"] == [0, 4, 8, 12]
+    assert [e["step"] for e in again if e["event"] == "checkpoint"] == [4, 9, 12]
     ends = [load_checkpoint(tmp_path / name / "tales/ckpt_000012.pt") for name in "ab"]
     assert_same_state(*ends)
 
@@ -185,7 +195,7 @@ def test_resume_refuses_what_would_be_another_run(shards, tmp_path, change, fini
     shutil.copytree(finished_run, tmp_path / "log")
     before = {p.name: p.read_bytes() for p in (tmp_path / "log/tales").iterdir()}
     with pytest.raises(UserError, match=next(iter(change))):
-        train(tiny(shards, tmp_path / "log", resume="newest", max_steps=8, **change))
+        train(tiny(shards, tmp_path / "log", resume="auto", max_steps=8, **change))
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "log/tales").iterdir()}
 
 
@@ -195,7 +205,7 @@ def test_resume_refuses_other_data(shards, tmp_path, finished_run):
     shutil.copytree(shards, other)
     np.save(other / "tiny_train_000003.npy", np.arange(100, dtype=np.uint16))
     with pytest.raises(UserError, match="other data"):
-        train(tiny(other, tmp_path / "log", resume="newest", max_steps=8))
+        train(tiny(other, tmp_path / "log", resume="auto", max_steps=8))
 
 
 @pytest.fixture(scope="module")
@@ -209,62 +219,60 @@ def test_a_second_run_of_the_same_name_has_a_folder_of_its_own(shards, tmp_path,
     shutil.copytree(finished_run, tmp_path / "log")
     train(tiny(shards, tmp_path / "log", max_steps=2))
     assert (tmp_path / "log/tales-2/ckpt_000002.pt").exists()
-    assert "this one goes to" in capsys.readouterr().out
+    assert f"folder {tmp_path / 'log/tales-2'}\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds a run already"):
-        train(tiny(shards, tmp_path / "log", max_steps=2, run="tales"))
+        train(tiny(shards, tmp_path / "log", max_steps=2, name="tales"))
 
 
 def test_going_back_replaces_what_came_after(shards, tmp_path):
     """Resumed from an early checkpoint, a run keeps what it then writes, not the abandoned later ones."""
     train(tiny(shards, tmp_path, save_every=3, val_every=0))
     folder = tmp_path / "tales"
-    assert [p.name for p in runs.checkpoints(folder)] == ["ckpt_000012.pt", "ckpt_000009.pt"]
+    assert [p.name for _, p in checkpoints(folder)] == ["ckpt_000012.pt", "ckpt_000009.pt"]
     train(tiny(shards, tmp_path, save_every=0, val_every=0, max_steps=10, resume=str(folder / "ckpt_000009.pt")))
-    assert [p.name for p in runs.checkpoints(folder)] == ["ckpt_000010.pt", "ckpt_000009.pt"]
-    assert sorted(losses(runs.read_log(folder))) == list(range(10))
+    assert [p.name for _, p in checkpoints(folder)] == ["ckpt_000010.pt", "ckpt_000009.pt"]
+    assert sorted(losses(read_log(folder))) == list(range(10))
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(shards, tmp_path, monkeypatch):
     values = iter([9.0, 3.0, 5.0, 4.0, 6.0, 7.0, 8.0])  # at steps 0, 2, 4, ...: best at step 2
     monkeypatch.setattr(train_gpt2, "evaluate", lambda *args: next(values))
     train(tiny(shards, tmp_path, save_every=2, val_every=2))
-    names = [p.name for p in runs.checkpoints(tmp_path / "tales")]
+    names = [p.name for _, p in checkpoints(tmp_path / "tales")]
     assert names == ["ckpt_000012.pt", "ckpt_000010.pt", "ckpt_000002.pt"]
 
 
-def test_the_log_counts_each_step_once(tmp_path):
-    """As read_log tells it, whatever has happened: a line cut off, two restarts at one step, a rewind."""
+@pytest.mark.parametrize("rest", [b"", b'{"event": "train", "ste'], ids=["whole lines", "a line cut off"])
+def test_the_log_counts_each_step_once(shards, tmp_path, rest):
+    """Whatever has happened: killed while it wrote a line, two restarts at one step, a rewind."""
+    settings = dict(max_steps=8, save_every=2, val_every=2)
+    straight = train(tiny(shards, tmp_path / "a", **settings))
+    folder = tmp_path / "b/tales"
+    train(tiny(shards, tmp_path / "b", **settings | dict(max_steps=6)))
+    for path in (folder / "ckpt_000004.pt", folder / "ckpt_000004.pt", folder / "ckpt_000006.pt"):
+        with open(folder / "log.jsonl", "ab") as f:
+            f.write(rest)
+        train(tiny(shards, tmp_path / "b", **settings | dict(max_steps=6), resume=str(path)))
+    train(tiny(shards, tmp_path / "b", **settings, resume="auto"))
+    lines = (folder / "log.jsonl").read_text("utf-8").splitlines()
+    events = [json.loads(line) for line in lines]  # every line is whole
+    assert [e["step"] for e in events if e["event"] == "config"] == [0, 4, 4, 6, 6]
+    order = [e[:2] for e in told(events, "config", "sample")]  # step 6 was an end, which has samples
+    assert order == [e[:2] for e in told(straight, "config", "sample")] and len(set(order)) == len(order)
+    assert [e["step"] for e in events if e["event"] == "train"] == list(range(8))
+    assert events == read_log(folder)
 
-    def event(kind, step, **values):
-        return json.dumps(dict(event=kind, step=step, **values))
 
-    lines = [
-        event("config", 0, looked_up=False),
-        event("val", 0, n=1),
-        event("train", 0, n=1),
-        event("train", 1, n=1),
-        event("checkpoint", 2, n=1),
-        event("config", 2, looked_up=False),  # stopped at 2 before it was validated
-        event("val", 2, n=2),
-        event("config", 2, looked_up=False),  # and killed at once
-        event("val", 2, n=3),
-        event("train", 2, n=3),
-        event("checkpoint", 3, n=3),
-        event("val", 3, n=3),
-        event("train", 3, n=3),
-        event("train", 4, n=3)[:-5],  # killed while writing
-        event("config", 3, looked_up=True),
-        event("train", 3, n=4),
-    ]
-    path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(lines[:13]) + "\n" + lines[13], "utf-8")
-    runs.append_lines(path, lines[14:])
-    assert json.loads(path.read_text("utf-8").splitlines()[-2])["event"] == "config"
-    read = [(e["event"], e["step"], e["n"]) for e in runs.read_log(tmp_path) if e["event"] != "config"]
-    assert read == [
-        ("val", 0, 1), ("train", 0, 1), ("train", 1, 1), ("checkpoint", 2, 1), ("val", 2, 3), ("train", 2, 3),
-        ("checkpoint", 3, 3), ("val", 3, 3), ("train", 3, 4),
-    ]  # fmt: skip
+def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(shards, tmp_path):
+    """What is left of it is its log, of steps that will be done again."""
+    straight = train(tiny(shards, tmp_path / "a", max_steps=4))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b/tales/ckpt_000004.pt").unlink()
+    train(tiny(shards, tmp_path / "b", max_steps=4, resume="auto"))
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["tales"]
+    assert told(read_log(tmp_path / "b/tales")) == told(straight)
+    ends = [load_checkpoint(tmp_path / name / "tales/ckpt_000004.pt") for name in "ab"]
+    assert_same_state(*ends)
 
 
 def test_a_checkpoint_is_tensors_and_plain_values(finished_run):
@@ -281,7 +289,7 @@ def test_a_checkpoint_is_tensors_and_plain_values(finished_run):
                 walk(v, f"{where}.{k}")
 
     walk(ckpt, "checkpoint")
-    assert ckpt["position"] == 4 * TOTAL_BATCH // T and ckpt["step"] == 4
+    assert ckpt["step"] == 4 and ckpt.keys() == {*STATE, "config"}
     assert isinstance(TrainConfig(**ckpt["config"]), TrainConfig)
     assert not any(k.startswith(("module.", "_orig_mod.")) for k in ckpt["model"])
     assert Path(finished_run / "tales/tokenizer.json").exists()

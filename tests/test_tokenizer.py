@@ -196,7 +196,8 @@ def test_cutting_long_documents_changes_no_word(monkeypatch):
 def test_hash_seed_and_import_in_a_fresh_process():
     """The ranks do not depend on PYTHONHASHSEED; importing the module prints nothing and loads nothing heavy."""
     program = ("import sys, tokenizer as T\n"
-               "heavy = {'torch', 'numpy', 'tiktoken', 'regex', 'requests', 'datasets', 'runs'} & set(sys.modules)\n"
+               "heavy = {'torch', 'numpy', 'tiktoken', 'regex', 'requests', 'datasets', 'train_gpt2'}\n"
+               "heavy &= set(sys.modules)\n"
                "text = open('input.txt', encoding='utf-8').read(50_000)\n"
                "print(sorted(heavy), T.fingerprint(T.make_encoding(T.train_bpe(text, 600), 'x')))")
     text = (ROOT / "input.txt").read_text(encoding="utf-8")[:50_000]
@@ -367,6 +368,17 @@ def test_save_and_load(tales, tmp_path):
     assert T.save_tokenizer(tales, tmp_path) == tmp_path / "tokenizer.json"     # a directory, both ways
     assert T.fingerprint(T.load_tokenizer(str(tmp_path))) == T.fingerprint(tales)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["new", "tales.json", "tokenizer.json"]   # nothing left over
+
+
+def test_to_json_is_the_content_of_the_file(tales, tmp_path):
+    content = T.to_json(tales)
+    assert content == T.save_tokenizer(tales, tmp_path / "tales.json").read_bytes()
+    (tmp_path / "copy.json").write_bytes(content)
+    copy = T.load_tokenizer(tmp_path / "copy.json")
+    assert T.to_json(copy) == content and T.fingerprint(copy) == T.fingerprint(tales)
+    with pytest.raises(T.DataError, match="pattern") as caught:
+        T.to_json(T.make_encoding(tales._mergeable_ranks, "x", r"\w+|\W+"))
+    assert caught.value.hint
 
 
 def test_fingerprint_is_of_the_content(tales):
@@ -577,6 +589,203 @@ def test_gpt2_is_fetched_once(tmp_path, monkeypatch):
         name: have[file] for name, (file, _) in T.GPT2_FILES.items()}
     monkeypatch.setattr(requests, "get", fake_get({}))
     assert T.load_tokenizer("gpt2").n_vocab == 50_257
+
+
+# ------------------------------------------------------------------------------------------- the tokenizer of a model
+
+@pytest.fixture
+def two():
+    """Two small tokenizers, called `one` and `other`."""
+    return tuple(T.make_encoding(T.train_bpe("the cat sat on the mat " * 9, size), name)
+                 for name, size in (("one", 260), ("other", 265)))
+
+
+def no_gpt2(monkeypatch, folder):
+    """GPT-2's files are not in the cache, and asking for them over the network fails the test."""
+    def fetched(url, timeout):
+        pytest.fail(f"{url} was asked for")
+    monkeypatch.setattr(requests, "get", fetched)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder / "no cache"))
+
+
+def test_find_tokenizer_looks_in_the_folder_and_beside_the_file(two, tmp_path):
+    run_folder = tmp_path / "log" / "tales"
+    T.save_tokenizer(two[0], run_folder / "tokenizer.json")
+    (run_folder / "ckpt_000010.pt").write_bytes(b"")
+    for place in (run_folder, run_folder / "ckpt_000010.pt", str(run_folder)):
+        assert T.find_tokenizer(place).name == "one"
+    T.save_tokenizer(two[1], run_folder / "bpe.json")       # an export's, which goes before
+    assert T.find_tokenizer(run_folder / "ckpt_000010.pt").name == T.find_tokenizer(run_folder).name == "other"
+
+
+def test_find_tokenizer_passes_over_the_format_of_transformers(two, tmp_path):
+    model = tmp_path / "log" / "run" / "hf"
+    T.save_tokenizer(two[0], model / "bpe.json")
+    for name, content in (("config.json", "{}"), ("tokenizer.json", '{"model": {}}'), ("model.safetensors", "")):
+        (model / name).write_text(content)
+    assert T.find_tokenizer(model).name == T.find_tokenizer(model / "model.safetensors").name == "one"
+    (model / "bpe.json").rename(model.parent / "tokenizer.json")     # that of the run which the export is of
+    assert T.find_tokenizer(model).name == "one"
+
+
+@needs_gpt2
+def test_find_tokenizer_gives_gpt2s_to_a_model_without_one(two, tmp_path, monkeypatch):
+    T.save_tokenizer(two[0], tmp_path / "tokenizer.json")   # of something else: gpt2 is a name, not a place
+    monkeypatch.chdir(tmp_path)
+    assert T.find_tokenizer("gpt2").n_vocab == T.find_tokenizer("gpt2-xl").n_vocab == 50_257
+    (tmp_path / "theirs" / "model").mkdir(parents=True)
+    (tmp_path / "theirs" / "model" / "config.json").write_text("{}")
+    (tmp_path / "theirs" / "model" / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
+    assert T.find_tokenizer("theirs/model").name == "gpt2"
+
+
+def test_shards_have_their_own_tokenizer_and_no_other(two, tmp_path, monkeypatch):
+    no_gpt2(monkeypatch, tmp_path)
+    one, other = two
+    T.save_tokenizer(one, tmp_path / "tokenizer.json")
+    file = T.save_tokenizer(other, tmp_path / "elsewhere" / "other.json")
+    for sha256 in (None, T.fingerprint(one)):
+        assert T.for_shards(tmp_path, "auto", sha256).name == "one"
+        assert T.for_shards(str(tmp_path), str(tmp_path / "tokenizer.json"), sha256).name == "one"
+    assert T.for_shards(tmp_path, file, None).name == "other"      # nothing says that it is wrong
+    with pytest.raises(T.DataError, match="made with another tokenizer than other") as caught:
+        T.for_shards(tmp_path, file, T.fingerprint(one))
+    assert "--tokenizer" in caught.value.hint
+    with pytest.raises(T.DataError, match="no tokenizer at"):
+        T.for_shards(tmp_path, tmp_path / "none.json", None)
+    assert T.for_shards(tmp_path, "auto", T.fingerprint(other)) is None     # ids of which nobody knows the text
+
+
+def test_shards_need_no_tokenizer(two, tmp_path, monkeypatch):
+    """Without one there is no text, but training goes on; GPT-2's is not fetched for it."""
+    no_gpt2(monkeypatch, tmp_path)
+    assert T.for_shards(tmp_path, "auto", None) is None
+    assert T.for_shards(tmp_path, "auto", T.fingerprint(two[0])) is None
+    (tmp_path / "tokenizer.json").write_text("damaged")
+    assert T.for_shards(tmp_path, "auto", None) is None
+
+
+@needs_gpt2
+def test_shards_without_a_tokenizer_are_gpt2s_if_it_is_here(two, tmp_path):
+    gpt2 = T.load_tokenizer("gpt2")
+    for sha256 in (None, T.fingerprint(gpt2)):
+        assert T.for_shards(tmp_path, "auto", sha256).name == "gpt2"
+    assert T.for_shards(tmp_path, "auto", T.fingerprint(two[0])) is None
+
+
+# -------------------------------------------------------------------------------------------------- text to learn from
+
+def plain_split(text):
+    """Reference: byte after byte, the first place in the last tenth where a document (or else a line) has ended."""
+    raw = text.encode()
+    for mark in ((T.EOT + "\n").encode(), b"\n"):
+        for at in range(len(raw)):
+            if at >= len(raw) * 9 // 10 and raw[at:at + len(mark)] == mark:
+                return raw[:at + len(mark)].decode(), raw[at + len(mark):].decode()
+    cut = len(raw) * 9 // 10
+    while cut and raw[cut] & 0xC0 == 0x80:      # inside a character
+        cut -= 1
+    return raw[:cut].decode(), raw[cut:].decode()
+
+
+@pytest.mark.parametrize("separator", [f"\n{T.EOT}\n", "\n", " "])
+def test_a_tenth_is_held_out_from_the_end_of_a_document_or_line_on(separator):
+    held_out = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        pieces = [random_text(rng, rng.choice([3, 30])).replace("\n", "") + "x" for _ in range(rng.choice([2, 9, 60]))]
+        text = separator.join(pieces)
+        train, val = T.split_corpus(text)
+        assert (train, val) == tuple(map(T.split_documents, plain_split(text))), f"seed {seed}"
+        # Nothing is lost and nothing is there twice, but for documents of white space.
+        assert "".join("".join(train + val).split()) == "".join(text.replace(T.EOT, "").split())
+        assert sum(len(document.encode()) for document in val) <= len(text.encode()) * 0.1 + 4
+        held_out += bool(val)
+    assert held_out > 100
+
+
+def test_what_is_held_out_of_the_corpus():
+    """Whole stories, of which no sentence is learned."""
+    text = (ROOT / "input.txt").read_text(encoding="utf-8")
+    train, val = T.split_corpus(text)
+    assert train + val == T.split_documents(text) and len(val) > 5
+    assert 0.09 < sum(map(len, val)) / len(text) <= 0.1
+
+
+def test_documents_stand_after_their_markers(tales):
+    documents = ["The cat", "", "sat <|endoftext|> on the mat.\n"]
+    ids = T.encode_documents(tales, documents)
+    eot = T.eot_id(tales)
+    assert ids == [eot, *tales.encode_ordinary("The cat"), eot, eot, *tales.encode_ordinary(documents[2])]
+    assert ids.count(eot) == 3      # what is written in a text is no marker
+    assert T.encode_documents(tales, []) == []
+
+
+def write_corpus(folder):
+    """A text of 20 documents, of which the last 2 are held out; returns path and documents."""
+    documents = [f"Story {i}: the cat sat on the mat, 時 {i * 7} times.\n" for i in range(20)]
+    path = folder / "my.corpus.txt"
+    path.write_text(f"{T.EOT}\n".join(documents), encoding="utf-8")
+    return path, documents
+
+
+def test_a_new_tokenizer_learns_nothing_of_what_is_held_out(tmp_path):
+    path, documents = write_corpus(tmp_path)
+    corpus = T.read_corpus(path, vocab_size=280)
+    n = len(documents) - 1
+    while len(documents[n:]) < len(T.split_corpus(path.read_text(encoding="utf-8"))[1]):
+        n -= 1
+    assert n in (18, 19)
+    assert corpus.encoding._mergeable_ranks == T.train_bpe(documents[:n], 280)
+    assert corpus.encoding.n_vocab == 280 and corpus.encoding.name == "my.corpus"
+    assert corpus.train == T.encode_documents(corpus.encoding, documents[:n])
+    assert corpus.val == T.encode_documents(corpus.encoding, documents[n:])
+    assert corpus.val_bytes == sum(len(document.encode()) for document in documents[n:])    # without markers
+    text = path.read_text(encoding="utf-8").replace("Story 19: the cat", "Story 19: xyz xyz")
+    path.write_text(text, encoding="utf-8")
+    assert T.read_corpus(path, vocab_size=280).encoding._mergeable_ranks == corpus.encoding._mergeable_ranks
+
+
+def test_the_tokenizer_asked_for_goes_before_the_models_own(two, tmp_path):
+    path, documents = write_corpus(tmp_path)
+    file, own = T.save_tokenizer(two[0], tmp_path / "one.json"), tmp_path / "log" / "run"
+    T.save_tokenizer(two[1], own / "tokenizer.json")
+    assert T.read_corpus(path, own=own).encoding.name == "other"
+    assert T.read_corpus(path, "auto", own).encoding.name == "other"
+    corpus = T.read_corpus(path, str(file), own)
+    assert corpus.encoding.name == "one"
+    assert corpus.train + corpus.val == T.encode_documents(two[0], documents)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "no file"), (b"", "no text"), (b" \n<|endoftext|>\n", "no text"), (b"a\0b", "zero bytes"),
+    (b"caf\xe9", "not UTF-8"), (b"word\n", "too short"), (b"word" * 5000 + b"\n", "too short"),
+])
+def test_a_text_that_cannot_be_used(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(T.DataError, match=message) as caught:
+        T.read_corpus(tmp_path / "x.txt")
+    assert "x.txt" in str(caught.value) and caught.value.hint
+
+
+def test_a_text_with_a_tokenizer_that_cannot_be_used(two, tmp_path):
+    path, _ = write_corpus(tmp_path)
+    with pytest.raises(T.DataError, match="no tokenizer at"):
+        T.read_corpus(path, tmp_path / "none.json")
+    with pytest.raises(T.DataError, match="between 257"):
+        T.read_corpus(path, vocab_size=12)
+
+
+def test_a_run_whose_tokenizer_is_damaged_gets_no_other(two, tmp_path, monkeypatch):
+    """Its ids would mean other words: the damage is the mistake to tell."""
+    no_gpt2(monkeypatch, tmp_path)
+    path, _ = write_corpus(tmp_path)
+    file = T.save_tokenizer(two[0], tmp_path / "log" / "run" / "tokenizer.json")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(T.DataError) as caught:
+        T.read_corpus(path, own=file.parent)
+    assert str(file) in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------------------ commands

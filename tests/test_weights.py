@@ -1,22 +1,36 @@
 """
-weights.py: every format that a GPT-2 comes in gives the same model, what does not fit is named, and no file runs code.
+from_pretrained and save_pretrained: every format that a GPT-2 comes in gives the same model, what does not fit is
+named, and no file runs code.
 
     python -m pytest tests/test_weights.py
 
 Offline: transformers makes the files, from random weights. Where a test says 124M it takes the real shape once.
 """
 
+import errno
+import io
 import json
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
-import weights
-from train_gpt2 import CONV1D, GPT, PRESETS, GPTConfig, UserError
+import train_gpt2
+from train_gpt2 import (
+    CONV1D,
+    GPT,
+    PRESETS,
+    GPTConfig,
+    Runtime,
+    TrainConfig,
+    UserError,
+    configure_optimizers,
+    save_checkpoint,
+    write_whole,
+)
 
 transformers = pytest.importorskip("transformers")
 CONFIG = GPTConfig(block_size=24, vocab_size=300, n_layer=2, n_head=2, n_embd=32)  # 300 ids are stored as 320 rows
@@ -132,14 +146,14 @@ def test_half_precision_is_read_as_float32(tmp_path):
     assert_same_function(ours, model)
 
 
-def test_without_a_configuration_the_shapes_tell(tmp_path):
-    """OpenAI's heads are 64 wide; then a weights file alone is enough."""
-    model = their_model(GPTConfig(block_size=24, vocab_size=300, n_layer=2, n_head=2, n_embd=128))
-    file = single_file(tmp_path, model)
+def test_a_weights_file_needs_its_configuration_beside_it(tmp_path, theirs):
+    """The shapes do not tell how many heads there are, and a guess would give another model without a word."""
+    file = single_file(tmp_path, theirs)
     (tmp_path / "config.json").unlink()
-    ours = GPT.from_pretrained(file)
-    assert ours.config.n_head == 2
-    assert_same_function(ours, model)
+    for path in (file, tmp_path):
+        with pytest.raises(UserError, match=r"config\.json") as caught:
+            GPT.from_pretrained(path)
+        assert caught.value.hint
 
 
 def test_a_shorter_block_keeps_the_first_positions(tmp_path, theirs):
@@ -158,7 +172,9 @@ def test_names_of_openai_come_from_the_hub(tmp_path, theirs, monkeypatch):
 
     def snapshot(repo, allow_patterns):
         asked.append(repo)
-        assert "model.safetensors" in allow_patterns and not any(".bin" in p for p in allow_patterns)
+        there = ["README.md", "config.json", "model.safetensors", "pytorch_model.bin", "rust_model.ot", "vocab.json"]
+        wanted = huggingface_hub.utils.filter_repo_objects(there, allow_patterns=allow_patterns)
+        assert list(wanted) == ["config.json", "model.safetensors"]
         return str(directory(tmp_path, theirs))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -233,21 +249,26 @@ def test_an_exported_model_says_the_same_in_transformers(tmp_path):
 
 
 @torch.no_grad()
-def test_124M_gives_transformers_logits_both_ways():
+def test_124M_gives_transformers_logits_both_ways(tmp_path, monkeypatch):
     """The real shape, random weights: their weights in our model, and our weights in theirs."""
     torch.manual_seed(6)
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
-    ours, copy, x = GPT(GPTConfig()).eval(), GPT(GPTConfig()).eval(), ids(1, 64, 50257)
-    copy.load_hf_state_dict(theirs.state_dict())
+    x = ids(1, 64, 50257)
+    theirs.save_pretrained(tmp_path)
     expected = theirs(x).logits
-    assert expected.std() > 0.3 and (copy(x)[0] - expected).abs().max() <= 1e-4
-    saved = {}
-    with pytest.MonkeyPatch.context() as patch:  # what would be written, without half a gigabyte on the disk
-        patch.setattr(weights, "make_directory", Path)
-        patch.setattr(weights, "save_file", lambda tensors, path, metadata: saved.update(tensors))
-        patch.setattr(weights, "write_atomically", lambda path, write: path.suffix == ".json" or write(path))
-        weights.save_hf(ours, "nowhere")
-    keys = theirs.load_state_dict(saved, strict=False)
+    assert expected.std() > 0.3
+    assert (GPT.from_pretrained(tmp_path).eval()(x)[0] - expected).abs().max() <= 1e-4
+    ours = GPT(GPTConfig()).eval()
+    files = {}  # what would be written, without another half a gigabyte on the disk
+
+    def keep(path, write):
+        files[path.name] = io.BytesIO()
+        write(files[path.name])
+
+    monkeypatch.setattr(train_gpt2, "write_whole", keep)
+    ours.save_pretrained("nowhere")
+    assert json.loads(files["config.json"].getvalue())["n_positions"] == 1024
+    keys = theirs.load_state_dict(load(files["model.safetensors"].getvalue()), strict=False)
     assert keys.missing_keys == ["lm_head.weight"] and not keys.unexpected_keys
     assert (theirs(x).logits - ours(x)[0]).abs().max() <= 1e-4
 
@@ -275,23 +296,44 @@ def put(name, *shape):
 @pytest.mark.parametrize(
     "edit, named",
     [
-        (drop("h.1.mlp.c_fc.bias"), "h.1.mlp.c_fc.bias is missing"),
-        (drop("h.0.ln_1.bias", "ln_f.weight"), "h.0.ln_1.bias is missing; ln_f.weight is missing"),
-        (drop("h.1.ln_1.weight"), "h.1.ln_1.weight is missing"),
-        (drop("wte.weight"), "wte.weight is missing"),
-        (put("transformer.h.0.attn.rotary", 4), "h.0.attn.rotary is no weight of this model"),
-        (put("transformer.h.2.ln_1.weight", 32), "h.2.ln_1.weight is no weight of this model"),
-        (put("transformer.h.0.mlp.c_fc.weight", 128, 32), "h.0.mlp.c_fc.weight has shape"),  # not transposed
-        (put("transformer.ln_f.bias", 33), "ln_f.bias has shape (33,), not (32,)"),
-        (put("transformer.wte.weight", 299, 32), "wte.weight has shape (299, 32), not (300, 32)"),
-        (put("transformer.wpe.weight", 25, 32), "wpe.weight has shape (25, 32), not (24, 32)"),
-        (put("lm_head.weight", 300, 32), "lm_head.weight differs from wte.weight"),
+        (drop("h.1.mlp.c_fc.bias"), ["h.1.mlp.c_fc.bias"]),
+        (drop("h.0.ln_1.bias", "ln_f.weight"), ["h.0.ln_1.bias", "ln_f.weight"]),
+        (drop("h.1.ln_1.weight"), ["n_layer) = (300, 32, 24, 1)"]),
+        (drop("wte.weight"), ["wte.weight"]),
+        (drop("wpe.weight"), ["wpe.weight"]),
+        (put("transformer.h.0.attn.rotary", 4), ["h.0.attn.rotary"]),
+        (put("transformer.h.2.ln_1.weight", 32), ["n_layer) = (300, 32, 24, 3)"]),
+        (put("transformer.h.0.mlp.c_fc.weight", 128, 32), ["h.0.mlp.c_fc.weight", "size mismatch"]),  # not transposed
+        (put("transformer.ln_f.bias", 33), ["ln_f.bias", "size mismatch"]),
+        (put("transformer.wte.weight", 299, 32), ["(299, 32, 24, 2)"]),
+        (put("transformer.wte.weight", 300, 33), ["(300, 33, 24, 2)"]),
+        (put("transformer.wpe.weight", 25, 32), ["(300, 32, 25, 2)"]),
+        (put("lm_head.weight", 300, 32), ["lm_head.weight differs from wte.weight"]),
     ],
 )
 def test_what_is_missing_extra_or_of_a_wrong_shape_is_named(tmp_path, theirs, edit, named):
     with pytest.raises(UserError) as caught:
         GPT.from_pretrained(change(tmp_path, theirs, edit))
-    assert named in str(caught.value) and caught.value.hint
+    assert all(words in str(caught.value) for words in named) and caught.value.hint
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sizes_are_compared_before_they_cost_memory(tmp_path, theirs, monkeypatch):
+    """A configuration that claims a model of terabytes is refused from the shapes in the file."""
+    single_file(tmp_path / "theirs", theirs)
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    ours = checkpoint(tmp_path / "ckpt_000001.pt", our_model())
+    monkeypatch.setattr(GPT, "__init__", None)  # it must not come to that
+    monkeypatch.setattr(torch.nn.functional, "pad", None)
+    for lie in (dict(n_embd=2**20), dict(vocab_size=2**40), dict(n_positions=2**40), dict(n_layer=2**30)):
+        (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | lie))
+        with pytest.raises(UserError, match="not what its configuration says"):
+            GPT.from_pretrained(tmp_path / "theirs")
+    content = torch.load(ours, weights_only=True)
+    for lie in (dict(n_embd=2**20), dict(vocab_size=2**40), dict(block_size=2**40), dict(n_layer=2**30)):
+        torch.save(content | dict(model_config=content["model_config"] | lie), ours)
+        with pytest.raises(UserError, match="not what its configuration says"):
+            GPT.from_pretrained(ours)
 
 
 def truncated(path, theirs):
@@ -309,14 +351,6 @@ def page_of_html(path, theirs):
 
 def lost_shard(path, theirs):
     sorted(sharded(path, theirs).glob("model-*.safetensors"))[1].unlink()
-
-
-def index_that_is_no_json(path, theirs):
-    (sharded(path, theirs) / "model.safetensors.index.json").write_text("{")
-
-
-def index_without_a_map(path, theirs):
-    (sharded(path, theirs) / "model.safetensors.index.json").write_text("[]")
 
 
 def configuration_of_another_kind(path, theirs):
@@ -342,7 +376,7 @@ def nothing(path, theirs):
 @pytest.mark.parametrize(
     "make",
     [
-        truncated, empty, page_of_html, lost_shard, index_that_is_no_json, index_without_a_map, nothing,
+        truncated, empty, page_of_html, lost_shard, nothing,
         configuration_of_another_kind, configuration_of_another_size, configuration_that_is_no_json,
     ],
 )  # fmt: skip
@@ -350,8 +384,7 @@ def test_damage_is_one_clear_error(tmp_path, theirs, make):
     make(tmp_path, theirs)
     with pytest.raises(UserError) as caught:
         GPT.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(caught.value) or "do not fit" in str(caught.value)
-    assert "\n" not in str(caught.value) and caught.value.hint
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value) and caught.value.hint
 
 
 def test_a_name_that_means_nothing(tmp_path, monkeypatch):
@@ -361,38 +394,96 @@ def test_a_name_that_means_nothing(tmp_path, monkeypatch):
             GPT.from_pretrained(name)
 
 
-def test_an_index_cannot_name_files_elsewhere(tmp_path, theirs):
-    """A shard is looked for in the model's own directory, whatever path the index gives."""
+@pytest.mark.parametrize("index", ["{", "[]", None, "elsewhere"])
+def test_the_index_of_a_model_in_parts_is_not_needed(tmp_path, theirs, index):
+    """All parts are in the model's own directory, whatever path the index gives; what is in none of them is missed."""
     sharded(tmp_path / "model", theirs)
-    index = tmp_path / "model" / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"] = {name: "../" + shard for name, shard in content["weight_map"].items()}
-    index.write_text(json.dumps(content))
+    file = tmp_path / "model" / "model.safetensors.index.json"
+    if index == "elsewhere":
+        content = json.loads(file.read_text())
+        content["weight_map"] = {name: "../" + shard for name, shard in content["weight_map"].items()}
+        index = json.dumps(content)
+    if index is None:
+        file.unlink()
+    else:
+        file.write_text(index)
     assert_same_function(GPT.from_pretrained(tmp_path / "model"), theirs)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Our own checkpoints
 # ----------------------------------------------------------------------------------------------------------------------
-PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+def checkpoint(path, model, step=1):
+    """A checkpoint as a run writes it. Returns its path."""
+    rt = Runtime(0, 1, torch.device("cpu"), torch.float32, False, [], torch.amp.GradScaler("cpu", enabled=False))
+    cfg = TrainConfig.from_recipe("tales")
+    state = dict(step=step, best=[1.5, step], config=asdict(cfg), data="a hash")
+    save_checkpoint(path, model, configure_optimizers(model, cfg, "cpu"), rt, **state)
+    return path
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_wrappings_are_taken_off(tmp_path, prefix):
-    """What DDP and torch.compile put before the names, alone and in both orders."""
+def same_weights(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_a_checkpoint_or_the_folder_of_a_run(tmp_path):
+    """A folder stands for its newest checkpoint by step, if it loads: a damaged newer one is passed over."""
+    first, second = our_model(), disturb(our_model(), 0.1)
+    checkpoint(tmp_path / "ckpt_000009.pt", first, 9)
+    file = checkpoint(tmp_path / "ckpt_000010.pt", second, 10)
+    assert same_weights(GPT.from_pretrained(tmp_path), second)
+    assert same_weights(GPT.from_pretrained(tmp_path / "ckpt_000009.pt"), first)
+    again = GPT.from_pretrained(tmp_path)
+    assert again.config == CONFIG and again.lm_head.weight is again.transformer.wte.weight
+    file.write_bytes(file.read_bytes()[:-100])
+    assert same_weights(GPT.from_pretrained(tmp_path), first)
+    with pytest.raises(UserError, match=r"ckpt_000010\.pt is damaged"):  # but not if it was asked for by name
+        GPT.from_pretrained(file)
+
+
+def test_a_checkpoint_of_the_earlier_version_is_refused_in_one_line(tmp_path):
     model = our_model()
-    tensors = {prefix + name: w for name, w in model.state_dict().items()}
-    torch.save(dict(model=tensors, model_config=asdict(CONFIG)), tmp_path / "ckpt_000001.pt")
-    again = GPT.from_pretrained(tmp_path / "ckpt_000001.pt")
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    old = dict(model=model.state_dict(), model_config=asdict(CONFIG), optimizer={}, step=1, position=0, looked_up=True)
+    torch.save(old, tmp_path / "ckpt_000001.pt")
+    with pytest.raises(UserError, match="earlier version") as caught:
+        GPT.from_pretrained(tmp_path / "ckpt_000001.pt")
+    assert "\n" not in str(caught.value) and caught.value.hint
 
 
-def test_the_real_wrappers_write_these_prefixes():
-    """So that the prefixes above are those of the torch that is installed, not what we remember of it."""
-    model = torch.nn.Linear(2, 2)
-    compiled = torch.compile(model, backend="eager")
-    assert next(iter(compiled.state_dict())) == "_orig_mod.weight"
-    assert next(iter(torch.nn.DataParallel(model).state_dict())) == "module.weight"
+@pytest.mark.parametrize("lost", ["model", "model_config", "optimizers", "scaler", "config", "data", "step", "best"])
+def test_a_checkpoint_without_one_of_its_parts_is_refused(tmp_path, lost):
+    file = checkpoint(tmp_path / "ckpt_000001.pt", our_model())
+    content = torch.load(file, weights_only=True)
+    torch.save({name: value for name, value in content.items() if name != lost}, file)
+    with pytest.raises(UserError, match="no checkpoint of train_gpt2"):
+        GPT.from_pretrained(file)
+
+
+def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path):
+    file = checkpoint(tmp_path / "ckpt_000001.pt", our_model())
+    content = torch.load(file, weights_only=True)
+    del content["model"]["transformer.h.1.mlp.c_fc.bias"]
+    torch.save(content, file)
+    with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc\.bias") as caught:
+        GPT.from_pretrained(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_can_start_a_model_with_a_shorter_block_and_dropout(tmp_path):
+    model = our_model()
+    again = GPT.from_pretrained(checkpoint(tmp_path / "ckpt_000001.pt", model), block_size=10, dropout=0.3)
+    assert again.config == replace(CONFIG, block_size=10, dropout=0.3)
+    x = ids(2, 10)
+    torch.testing.assert_close(again.eval()(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("wrapped", [lambda m: torch.compile(m, backend="eager"), torch.nn.DataParallel])
+def test_wrappings_leave_no_trace_in_names(tmp_path, wrapped):
+    """torch.compile and DDP put a prefix before the names of what they wrap: so the raw model is what is saved."""
+    model = our_model()
+    assert next(iter(wrapped(model).state_dict())) != next(iter(model.state_dict()))
+    names = torch.load(checkpoint(tmp_path / "ckpt_000001.pt", model), weights_only=True)["model"].keys()
+    assert names == GPT(CONFIG).state_dict().keys()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -420,7 +511,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, theirs, name, save):
     pickle.loads(pickle.dumps(thing))["more"].close()
     assert target.exists()  # the attack would work
     target.unlink()
-    with pytest.raises(UserError, match="damaged, or no file of weights"):
+    with pytest.raises(UserError, match="is damaged"):
         GPT.from_pretrained(folder / name)
     if name.endswith(".bin"):
         with pytest.raises(UserError):
@@ -429,15 +520,28 @@ def test_a_hostile_file_runs_nothing(tmp_path, theirs, name, save):
 
 
 def test_writing_leaves_the_old_file_or_the_new_one(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
+    path = tmp_path / "new folder" / "file"
+    write_whole(path, lambda file: file.write(b"old"))
 
-    def fail(temporary):
-        temporary.write_text("half")
+    def fail(file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        weights.write_atomically(path, fail)
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
-    weights.write_atomically(path, lambda temporary: temporary.write_text("new"))
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["new"]
+        write_whole(path, fail)
+    assert [p.read_text() for p in path.parent.iterdir()] == ["old"]
+    write_whole(path, lambda file: file.write(b"new"))
+    assert [p.read_text() for p in path.parent.iterdir()] == ["new"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = our_model()
+    monkeypatch.setattr(train_gpt2.os, "fsync", full)
+    for save in (model.save_pretrained, lambda path: checkpoint(path, model)):
+        with pytest.raises(UserError, match="No space left") as caught:
+            save(tmp_path / "out")
+        assert caught.value.hint
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]

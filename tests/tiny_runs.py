@@ -20,10 +20,10 @@ def encoding():
 def write_shards(directory):
     """Three training shards and one to validate on, of seeded tokens, with their tokenizer. Returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    dice = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     for i, size in enumerate((500, *SHARD_SIZES)):
         # each token is the one before it plus 1 or 2: something to learn
-        ids = (np.cumsum(dice.integers(1, 3, size)) % 290).astype(np.uint16)
+        ids = (np.cumsum(generator.integers(1, 3, size)) % 290).astype(np.uint16)
         np.save(directory / f"tiny_{'val' if i == 0 else 'train'}_{i:06d}.npy", ids)
     tokenizer.save_tokenizer(encoding(), directory / "tokenizer.json")
     return directory
@@ -43,7 +43,10 @@ def options(cfg):
     """The configuration as a command line."""
     default = TrainConfig.from_recipe("tales")
     changed = {k: v for k, v in vars(cfg).items() if v != getattr(default, k)}
-    return [word for k, v in changed.items() for word in (f"--{k}", str(v))]
+    words = []
+    for k, v in changed.items():
+        words += [f"--{k}" if v else f"--no-{k}"] if isinstance(v, bool) else [f"--{k}", str(v)]
+    return words
 
 
 def losses(events):

@@ -176,9 +176,9 @@ print(peak() - before)
 
 def loader_memory(folder):
     """What the loader adds to the resident memory of a training process, MB."""
-    dice = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for i in range(10):
-        np.save(folder / f"docs_train_{i:06d}.npy", dice.integers(0, 50257, 10**8, dtype=np.uint16))
+        np.save(folder / f"docs_train_{i:06d}.npy", generator.integers(0, 50257, 10**8, dtype=np.uint16))
     command = [sys.executable, "-c", LOADER, str(ROOT), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     added = round(int(done.stdout) / 1e6)

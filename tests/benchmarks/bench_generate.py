@@ -119,9 +119,8 @@ def by_position(model, dtype, device, repeats, width=128):
         whole = statistics.median(t for run in times for t in run[max(start, 1) : start + width])
         rows.append(dict(dtype=str(dtype)[6:], position=start + width // 2, ms=whole))
     hs, nh = config.n_embd // config.n_head, config.n_head
-    store = torch.float32 if torch.device(device).type == "cpu" else dtype  # as KVCache keeps them
-    keys, values = torch.randn(2, config.n_layer, 1, nh, config.block_size, hs, dtype=store, device=device)
-    q = torch.randn(1, nh, 1, hs, dtype=store, device=device)
+    keys, values = torch.randn(2, config.n_layer, 1, nh, config.block_size, hs, dtype=dtype, device=device)
+    q = torch.randn(1, nh, 1, hs, dtype=dtype, device=device)
     others = torch.ones(100_000_000, device=device)  # 400 MB, like the weights
     for row in rows:
         T = row["position"]

@@ -31,7 +31,8 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from hellaswag import Example, evaluate, ready  # noqa: E402  the line above makes it importable from anywhere
+from generate import pack_weights  # noqa: E402  the line above makes the project importable from anywhere
+from hellaswag import Example, evaluate  # noqa: E402
 from train_gpt2 import GPT, GPTConfig  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "hellaswag.json"
@@ -62,6 +63,11 @@ def made_items(count, seed=2):
     return items
 
 
+def ready(model, device, dtype):
+    """The model as hellaswag.py runs it: on a CPU in float32 with packed weights."""
+    return pack_weights(model) if device.type == "cpu" and dtype == torch.float32 else model
+
+
 @torch.no_grad()
 def plain_loop(model, items, encoding, device, autocast=contextlib.nullcontext):
     """Four padded rows an item, all of their logits, one item after another: the mean loss of each ending."""
@@ -84,7 +90,7 @@ def plain_loop(model, items, encoding, device, autocast=contextlib.nullcontext):
 def measure(model, dtype, device, items, repeats):
     """The rates of the three in turn, after one turn to warm up, and how far the losses of the fast one are off."""
     encoding, losses = Numbers(), {}
-    fast_model = ready(copy.deepcopy(model), device, dtype)  # as hellaswag.py runs it
+    fast_model = ready(copy.deepcopy(model), device, dtype)
 
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -35,8 +35,7 @@ import torch  # noqa: E402  the line above makes the project importable from any
 from torch.nn import functional as F  # noqa: E402
 
 import train_gpt2  # noqa: E402
-from runs import peak_flops  # noqa: E402
-from train_gpt2 import GPT, GPTConfig, TrainConfig, configure_optimizers, decay_groups, train_step, wrap  # noqa: E402
+from train_gpt2 import GPT, GPTConfig, TrainConfig, compile_and_ddp, configure_optimizers, train_step  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "ladder.json"
 
@@ -85,13 +84,13 @@ def running(way):
             plain = lambda q, k, v, mask, dropout_p, is_causal: train_gpt2.causal_attention(q, k, v)  # noqa: E731
             stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", plain))
         if way.attention == "fused":
-            fused = lambda q, k, v, dropout_p=0.0: F.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
+            fused = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
             stack.enter_context(mock.patch.object(train_gpt2, "causal_attention", fused))
         if not way.padded:
             rows = property(lambda config: config.vocab_size)
             stack.enter_context(mock.patch.object(GPTConfig, "padded_vocab_size", rows))
         if not way.keep_memory:
-            stack.enter_context(mock.patch("runs.keep_freed_memory", lambda: None))
+            stack.enter_context(mock.patch.object(train_gpt2, "keep_freed_memory", lambda: None))
         yield
 
 
@@ -103,16 +102,16 @@ def make_step(way, device, config, B, cfg=None):
         torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
     torch.manual_seed(0)
     model = GPT(config).to(rt.device)
-    optimizer = configure_optimizers(model, cfg, rt.device)
+    optimizers = configure_optimizers(model, cfg, rt.device)
     if not way.fused_adamw:
-        groups = decay_groups(model.named_parameters(), cfg.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=False)
-    step_model = wrap(model, rt)
+        groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizers[0].param_groups]
+        optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=False)]
+    step_model = compile_and_ddp(model, rt)[1]
     rows = torch.randint(config.vocab_size, (B, config.block_size + 1), generator=torch.Generator().manual_seed(1))
     batches = [(rows[:, :-1], rows[:, 1:])]
 
     def step():
-        loss, _ = train_step(step_model, batches, optimizer, rt, cfg.clip)
+        loss, _ = train_step(step_model, batches, optimizers, rt, cfg.clip)
         if rt.device.type == "cuda":
             torch.cuda.synchronize()
         return loss
@@ -143,6 +142,13 @@ def peak_memory(device):
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_flops(device):
+    """Operations a second in bfloat16: of a card that train_gpt2 knows by its data sheet, else of a large product."""
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    known = [1e12 * tera for card, tera in train_gpt2.PEAK_TFLOPS.items() if card in name]
+    return known[0] if known else measured_peak(device, torch.bfloat16)
 
 
 def measured_peak(device, dtype, repeats=10):
@@ -178,9 +184,7 @@ def climb(device, B, T, turns, steps):
             found[name].append(json.loads(output.splitlines()[-1]))
             seconds = statistics.median(found[name][-1]["seconds"])
             print(f"{device} {B} x {T} {name}: {B * T / seconds:,.0f} tokens/s", flush=True)
-    where = torch.device(device)
-    peak = peak_flops(where) or measured_peak(device, torch.bfloat16)
-    rows, before = [], None
+    peak, rows, before = peak_flops(device), [], None
     for name, what, _ in rungs(device):
         seconds = [s for turn in found[name] for s in turn["seconds"]]
         ms = statistics.median(seconds) * 1000

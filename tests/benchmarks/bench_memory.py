@@ -23,11 +23,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from hardware import cpu_name
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from train_gpt2 import GPT, GPTConfig, TrainConfig, configure_optimizers, setup_runtime, train_step, wrap  # noqa: E402
+import train_gpt2  # noqa: E402  the line above makes the project importable from anywhere
+from train_gpt2 import GPT, GPTConfig, TrainConfig, configure_optimizers, setup_runtime  # noqa: E402
 
 RESULTS = HERE / "results/memory.json"
 GIB = 2**30
@@ -43,6 +45,11 @@ def reset_peak():
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def of_all(rt, number):
+    """A whole number of each process -> the list of all of them, by rank, in every process."""
+    return [int(n) for n in rt.sum([number if rank == rt.rank else 0 for rank in range(rt.world_size)])]
+
+
 def state_bytes(optimizer):
     local = getattr(optimizer, "optim", optimizer)  # with --zero: the part that is ours
     return sum(v.numel() * v.element_size() for s in local.state.values() for v in s.values() if v.dim())
@@ -53,13 +60,13 @@ def optimizer(preset, zero):
     rt = setup_runtime("cpu", "float32")
     model = GPT(GPTConfig.from_name(preset))
     cfg = TrainConfig.from_recipe(preset, zero=zero)
-    adamw = configure_optimizers(model, cfg, rt.device)
+    [adamw] = configure_optimizers(model, cfg, rt.device)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     adamw.step()
-    held = rt.gather(torch.tensor(state_bytes(adamw)))
-    rt.close()
-    return dict(preset=preset, zero=zero, processes=rt.world_size, bytes=[int(b) for b in held])
+    held = of_all(rt, state_bytes(adamw))
+    dist.destroy_process_group()
+    return dict(preset=preset, zero=zero, processes=rt.world_size, bytes=held)
 
 
 def activations(preset, T, dtype, checkpointing):
@@ -100,15 +107,15 @@ def large(preset="gpt2-large"):
     cfg = TrainConfig.from_recipe(preset, zero=True, activation_checkpointing=True)
     model = GPT(GPTConfig.from_name(preset))
     model.activation_checkpointing = True
-    adamw = configure_optimizers(model, cfg, rt.device)
-    step_model = wrap(model, rt)
+    optimizers = configure_optimizers(model, cfg, rt.device)
+    step_model = train_gpt2.compile_and_ddp(model, rt)[1]
     x = torch.randint(model.config.vocab_size, (1, model.config.block_size))
     begin = time.perf_counter()
-    loss = train_step(step_model, [(x, x)], adamw, rt, cfg.clip)[0]
+    loss = train_gpt2.train_step(step_model, [(x, x)], optimizers, rt, cfg.clip)[0]
     seconds = time.perf_counter() - begin
-    peaks = [int(b) for b in rt.gather(torch.tensor(peak_bytes()))]
+    peaks = of_all(rt, peak_bytes())
     dtype, losses = str(rt.dtype)[6:], rt.sum([float(loss)])
-    rt.close()
+    dist.destroy_process_group()
     return dict(
         preset=preset, T=model.config.block_size, micro_batch=1, processes=rt.world_size, dtype=dtype,
         threads=torch.get_num_threads(), seconds=round(seconds, 1), peak_bytes=peaks, loss=losses[0] / rt.world_size,

@@ -26,8 +26,7 @@ import torch
 from bench_ladder import Way, make_step, measured_peak, running, seconds_of
 from hardware import cpu_name
 
-from runs import keep_freed_memory
-from train_gpt2 import RECIPES, GPTConfig, TrainConfig, setup_runtime
+from train_gpt2 import GPTConfig, TrainConfig, keep_freed_memory, setup_runtime
 
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 PARTS = {  # which operators make up which part of a step
@@ -107,11 +106,10 @@ def main(argv=None):
     lecture = Way(dtype="bfloat16", attention="fused", padded=True)
     nanogpt = Way(dtype="float32", attention="fused", padded=True)
     best = str(setup_runtime("cpu").dtype)[6:]  # what `auto` takes here
-    tales = TrainConfig.from_recipe("tales")
-    shape = {k: RECIPES["tales"][k] for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    tales, shape = TrainConfig.from_recipe("tales"), GPTConfig.from_name("tales")
     jobs = {
         "lecture": lambda: contest(lecture, ours(best), GPTConfig(block_size=256), 4, None, args.turns, 3),
-        "nanogpt": lambda: contest(nanogpt, ours(best), GPTConfig(**shape), tales.micro_batch, tales, args.turns, 60),
+        "nanogpt": lambda: contest(nanogpt, ours(best), shape, tales.micro_batch, tales, args.turns, 60),
     }
     result = dict(
         what="tokens/s of training on a CPU, beside two other recipes", date=time.strftime("%Y-%m-%d"), cpu=cpu_name(),

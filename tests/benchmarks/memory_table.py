@@ -13,8 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from runs import PEAK_TFLOPS  # noqa: E402
-from train_gpt2 import PRESETS, GPTConfig  # noqa: E402
+from train_gpt2 import PEAK_TFLOPS, PRESETS, GPTConfig  # noqa: E402
 
 RESULTS = HERE / "results"
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
