@@ -757,13 +757,20 @@ def describe_tokenizer(manifest):
 
 
 def shard_fault(folder, shard):
-    """None, or what is wrong with a shard's file as far as its size tells (`train_gpt2.py --verify` reads it all)."""
+    """None, or what is wrong with a shard's file as far as its size tells (`--info` reads all of it)."""
     path = Path(folder) / shard["file"]
     if not path.is_file():
         return "missing"
     expected = npy_size(shard["tokens"])
     size = path.stat().st_size
     return None if size == expected else f"{size:,} bytes instead of {expected:,}"
+
+
+def content_fault(folder, shard):
+    """None, or what is wrong with the content of a shard whose size is right. Reads the whole file."""
+    with open(Path(folder) / shard["file"], "rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
+    return None if same else "its sha256 has changed"
 
 
 def npy_size(tokens):
@@ -967,7 +974,7 @@ def print_info(folder):
     print(f"tokenizer  {describe_tokenizer(manifest)}")
     print(f"versions   {', '.join(f'{name} {number}' for name, number in manifest.get('versions', {}).items())}")
     print(f"complete   {'yes' if manifest['complete'] else 'no: the same command goes on'}\n")
-    faults = [shard_fault(folder, shard) for shard in shards]
+    faults = [shard_fault(folder, shard) or content_fault(folder, shard) for shard in shards]
     rows = [[shard["file"], f"{shard['tokens']:,}", f"{shard['documents']:,}", f"{shard['bytes']:,}",
              f"{shard['bytes'] / max(1, shard['tokens']):.3f}", shard["sha256"][:12], fault or ""]
             for shard, fault in zip(shards, faults, strict=True)]

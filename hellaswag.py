@@ -6,7 +6,7 @@ asked; it only says how likely it finds each ending, and the likeliest counts as
 
     python hellaswag.py --download                          once: 10,042 validation items, 12 MB, from the Hub
     python hellaswag.py --model gpt2                        OpenAI's 124M
-    python hellaswag.py --model log/gpt2/ckpt_19073.pt --plot hellaswag.png
+    python hellaswag.py --model log/gpt2/ckpt_019073.pt --plot hellaswag.png
     python hellaswag.py --file tests/data/hellaswag_items.jsonl --show 5      no network: the newest run, 40 items
 
 There are two published conventions, and their figures must not be mixed (STYLES below): "completion", that of the

@@ -586,13 +586,14 @@ def for_shards(folder, asked, sha256, vocab_size=None):
             raise DataError(f"the shards in {folder} were made with another tokenizer than {enc.name}",
                             "leave out --tokenizer, or make the shards again with it: python fineweb.py --tokenizer")
         return enc
-    own = Path(folder) / "tokenizer.json"
-    try:
-        enc = load_tokenizer(own) if own.exists() else None if _gpt2_missing() else load_tokenizer("gpt2")
-    except DataError:
-        return None
-    fits = enc and sha256 in (None, fingerprint(enc)) and (own.exists() or vocab_size in (None, enc.n_vocab))
-    return enc if fits else None
+    if (Path(folder) / "tokenizer.json").exists():
+        enc = load_tokenizer(folder)
+        if sha256 not in (None, fingerprint(enc)):
+            raise DataError(f"the shards in {folder} were not made with the tokenizer.json beside them",
+                            "restore the file that was there, or make the shards again: python fineweb.py")
+        return enc
+    enc = None if _gpt2_missing() else load_tokenizer("gpt2")
+    return enc if enc and sha256 in (None, fingerprint(enc)) and vocab_size in (None, enc.n_vocab) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

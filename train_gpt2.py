@@ -138,8 +138,10 @@ class KVCache:
         """Adds k and v, each (B, nh, T, hs), and returns all that is held: (B, nh, length, hs) each."""
         if self.length == 0:  # room for all tokens at once, because growing would copy everything each time
             shape = (*k.shape[:2], self.max_length, k.size(3))
-            self.k, self.v = k.new_empty(shape), v.new_empty(shape)
+            dtype = torch.float32 if k.is_cpu else k.dtype  # a CPU reads a bfloat16 cache more slowly
+            self.k, self.v = k.new_empty(shape, dtype=dtype), v.new_empty(shape, dtype=dtype)
         start, self.length = self.length, self.length + k.size(2)
+        require(self.length <= self.max_length, f"{self.length} tokens in a cache of {self.max_length}", "enlarge it")
         self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
         return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
@@ -160,6 +162,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nh, Tk, hs)
+            q = q.to(k.dtype)
         Tk, dropout_p = k.size(2), self.dropout if self.training else 0.0
         if q.is_cpu and q.dtype == torch.bfloat16 and T == Tk <= 256 and dropout_p == 0:
             y = causal_attention(q, k, v)  # a CPU's fused kernel is slower in bfloat16 on short sequences
@@ -167,7 +170,7 @@ class CausalSelfAttention(nn.Module):
             # is_causal would align the mask top left; new tokens after cached ones need it bottom right.
             mask = None if T in (1, Tk) else torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=Tk == T)
-        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -363,7 +366,8 @@ def read_weights(name_or_path):
         except Exception as e:  # the Hub's client raises a dozen kinds, all of which mean: not there
             hint = "connect to the network once, or copy the model's directory here and give its path"
             raise UserError(f"cannot fetch {path} from the Hub: {type(e).__name__}", hint) from e
-    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    found = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    files = [path] if path.is_file() else found
     hint = "give a checkpoint (.pt), a directory with config.json and model.safetensors, or gpt2, gpt2-medium, ..."
     require(files, f"there is no model at {name_or_path}", hint)
     from safetensors.torch import load_file
@@ -374,7 +378,7 @@ def read_weights(name_or_path):
         for name, w in tensors.items():
             if not name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks that old files hold; not weights
                 weights["transformer." + name.removeprefix("transformer.")] = w.t() if name.endswith(CONV1D) else w
-    c = json.loads((path / "config.json").read_text("utf-8"))
+    c = json.loads((files[0].parent / "config.json").read_text("utf-8"))
     config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
     check_sizes(config, weights, rows=config.vocab_size)
     wte = weights["transformer.wte.weight"]  # (V, C)
@@ -632,6 +636,7 @@ class Runtime:
     compile: bool
     reasons: list  # one line for each choice
     scaler: torch.amp.GradScaler  # does nothing unless dtype is float16
+    group: object = None  # the processes, for sums of small numbers on the CPU; None when alone
 
     def print(self, *lines):
         if self.rank == 0:
@@ -653,7 +658,7 @@ class Runtime:
         """A list of numbers, each summed over all processes in double precision."""
         values = torch.tensor(values, dtype=torch.float64)
         if self.world_size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values.tolist()
 
     def any(self, flag):
@@ -674,12 +679,16 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
         torch.set_float32_matmul_precision("high")
     else:
         keep_freed_memory()
-    if "RANK" in os.environ and not dist.is_initialized():
-        # NCCL carries tensors between GPUs, gloo between CPUs.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    group = None
+    if "RANK" in os.environ:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
+        # Sums on the CPU get a group of their own: freed together with DDP's, a shared one was seen to hang.
+        group = dist.new_group(backend="gloo")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     reasons = [f"device {device}: {why_device}", f"dtype {str(dtype)[6:]}: {why_dtype}"]
-    return Runtime(rank, world_size, device, dtype, compile, [*reasons, f"compile {compile}: {why_compile}"], scaler)
+    reasons += [f"compile {compile}: {why_compile}"]
+    return Runtime(rank, world_size, device, dtype, compile, reasons, scaler, group)
 
 
 def compile_and_ddp(model, rt):
@@ -762,10 +771,10 @@ def load_checkpoint(path):
         old = isinstance(ckpt, dict) and "looked_up" in ckpt
         require(not old, f"{path} is of an earlier version of train_gpt2.py", "train again, or use that version")
         kinds = dict(model=dict, model_config=dict, optimizers=list, scaler=dict, config=dict, data=str, step=int)
-        kinds |= dict(best=list)
         ours = isinstance(ckpt, dict) and all(isinstance(ckpt.get(name), kind) for name, kind in kinds.items())
+        ours = ours and [type(x) for x in ckpt.get("best", [])] == [float, int] and ckpt["step"] >= 0
+        ours = ours and ckpt["config"].keys() == asdict(TrainConfig(**ckpt["config"])).keys()
         require(ours, f"{path} is no checkpoint of train_gpt2.py", hint)
-        TrainConfig(**ckpt["config"])
         config = GPTConfig(**ckpt["model_config"])
         check_sizes(config, ckpt["model"], rows=config.padded_vocab_size)
     return ckpt
@@ -793,13 +802,13 @@ def restore(ckpt, model, optimizers, rt, cfg, data):
 
 
 # === 15. The loop: everything above, in the order in which it happens. ==============================================
-def build_model(cfg, data, ckpt):
-    """The model: of the checkpoint's sizes, or with --init's weights, or new."""
+def build_model(cfg, data, ckpt, initial=None):
+    """The model: of the checkpoint's sizes, or `initial`, which has --init's weights, or new."""
     sizes = {k: getattr(cfg, k) for k in ("block_size", "n_layer", "n_head", "n_embd")}
     if ckpt:
         model = GPT(replace(GPTConfig(**ckpt["model_config"]), dropout=cfg.dropout))
-    elif cfg.init:
-        model = GPT.from_pretrained(cfg.init, block_size=cfg.block_size, dropout=cfg.dropout)
+    elif initial:
+        model = initial
     else:
         hint = "give --init gpt2, a checkpoint or a directory"
         require(None not in sizes.values(), f"recipe {cfg.recipe} starts from weights", hint)
@@ -821,9 +830,10 @@ def train(cfg):
         # Get everything ready.
         run_dir, ckpt_path = open_run(cfg)
         ckpt = load_checkpoint(ckpt_path) if ckpt_path else None
+        initial = GPT.from_pretrained(cfg.init, cfg.block_size, cfg.dropout) if cfg.init and not ckpt else None
         data = load_data(cfg, run_dir)
         torch.manual_seed(cfg.seed)  # every process makes the same weights
-        model = build_model(cfg, data, ckpt).to(rt.device)
+        model = build_model(cfg, data, ckpt, initial).to(rt.device)
         cfg, B, grad_accum = plan_batches(cfg, model, data, rt)
         T = model.config.block_size
         optimizers = configure_optimizers(model, cfg, rt.device)
@@ -848,8 +858,9 @@ def train(cfg):
 
                 if scores := hellaswag.score_on_all_ranks(model, data.encoding, rt):
                     log("hellaswag", step, **scores)
-            if due(cfg.sample_every) and data.encoding and rt.rank == 0:
-                for text in sample_texts(model, data.encoding, rt, count=3 if last else 1, seed=cfg.seed + step):
+            if due(cfg.sample_every) and data.encoding:
+                log.flush()  # in all processes, for it adds up their losses; the samples are rank 0's alone
+                for text in sample_texts(model, data.encoding, rt, 3 if last else 1, cfg.seed + step):
                     log("sample", step, text=text)
             if run_dir and step > 0 and (stopped or due(cfg.save_every)):
                 log.save(step, optimizers)
@@ -877,7 +888,9 @@ def train(cfg):
 
 
 def sample_texts(model, encoding, rt, count, seed):
-    """What the model says when it is only told that a document begins: `count` texts."""
+    """What the model says when it is only told that a document begins: `count` texts on rank 0, none on others."""
+    if rt.rank > 0:
+        return []
     eot, generator = encoding.n_vocab - 1, torch.Generator().manual_seed(seed)
     start = torch.full((count, 1), eot, device=rt.device)
     with rt.autocast():
@@ -1009,8 +1022,7 @@ class Data:
 
     def bits_per_byte(self, loss):
         """Nats per token -> bits per byte of text, which does not depend on the tokenizer; None where unknown."""
-        bits = loss * (len(self.val) - 1) / math.log(2) / self.val_bytes
-        return bits if self.val_bytes > 0 else None
+        return loss * (len(self.val) - 1) / math.log(2) / self.val_bytes if self.val_bytes > 0 else None
 
 
 def load_data(cfg, run_dir):
@@ -1090,7 +1102,7 @@ def reading(path, hint="make it or fetch it again"):
         yield
     except Exception as e:
         if hasattr(e, "hint"):
-            raise
+            raise e if str(path) in str(e) else UserError(f"{path}: {e}", e.hint) from e
         reason = " ".join(str(e).split())[:160] or type(e).__name__
         if reason.startswith("Weights only load failed"):  # torch goes on to say how to load it unsafely
             reason = "torch's safe reader refuses it"
@@ -1112,7 +1124,7 @@ def newest_checkpoint(folders):
             return path
         except UserError as e:
             if os.environ.get("RANK", "0") == "0":
-                print(f"passing over {path.name}: {e}", flush=True)
+                print(f"passing over {path.name}: {e}", file=sys.stderr, flush=True)
     return None
 
 
@@ -1122,7 +1134,8 @@ def open_run(cfg):
     if cfg.resume not in (None, "auto"):
         return Path(cfg.resume).parent, Path(cfg.resume)
     name = cfg.name or cfg.recipe
-    require(Path(name).name == name and "\\" not in name, f"name {name!r} is no name of a folder", "leave out slashes")
+    plain = name not in ("", ".", "..") and not set(name) & set("/\\")
+    require(plain, f"name {name!r} is no name of a folder", "leave out slashes; --log_dir says where it is")
     found = [(re.fullmatch(re.escape(name) + r"(?:-(\d+))?", p.name), p) for p in Path(cfg.log_dir).glob("*")]
     taken = sorted((int(match[1] or 1), path) for match, path in found if match and any(path.iterdir()))
     number, folder = taken[-1] if taken else (0, Path(cfg.log_dir) / name)
@@ -1159,7 +1172,7 @@ class RunLog:
     def __init__(self, run_dir, cfg, rt, data, model, start, best):
         self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
         self.events, self.pending = [], []  # pending: steps whose loss is still on the device
-        self.val_loss, self.saved, self.warming_up = math.nan, [start], True
+        self.val_loss, self.saved, self.warming_up, self.picture = math.nan, [start], True, True
         card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
         self.peak = rt.world_size * 1e12 * next((tera for name, tera in PEAK_TFLOPS.items() if name in card), math.inf)
         published = (replace(model.config, dropout=0.0), cfg.total_batch) == (GPTConfig(), 524_288)
@@ -1168,7 +1181,8 @@ class RunLog:
         passes = cfg.max_steps * cfg.total_batch / len(data.train)
         rt.print(
             *rt.reasons,
-            f"data {data.source}: {len(data.train):,} tokens to learn from, {len(data.val):,} to test on",
+            f"data {data.source}: {len(data.train):,} tokens to learn from, {len(data.val):,} to test on"
+            + ("" if data.encoding else "; no tokenizer at hand, so no samples"),
             f"model of {model.num_params():,} parameters; {cfg.max_steps:,} steps, {passes:.1f} passes over the data",
             f"folder {run_dir or 'none: nothing will be written'}" + (f"; going on from step {start}" if start else ""),
         )
@@ -1200,8 +1214,11 @@ class RunLog:
         self.require_finite(step, **values)
         self.events.append(dict(event=event, step=step, **values))
         if self.run_dir and self.rt.rank == 0:
-            with open(self.run_dir / "log.jsonl", "ab") as f:
-                f.write(json.dumps(self.events[-1]).encode() + b"\n")
+            try:
+                with open(self.run_dir / "log.jsonl", "ab") as f:
+                    f.write(json.dumps(self.events[-1]).encode() + b"\n")
+            except OSError as e:
+                raise UserError(f"cannot write {self.run_dir}/log.jsonl: {e}", "make room, and use --resume") from e
         texts = [FORMATS[k].format(v) for k, v in (values | dict(note=note)).items() if k in FORMATS and v is not None]
         if show and texts:
             self.rt.print(f"step {step:5d} | " + " | ".join(texts))
@@ -1242,6 +1259,7 @@ class RunLog:
 
     def save(self, step, optimizers):
         """Writes a checkpoint, then removes all but the last two and the best."""
+        self.flush()  # a loss that is no number must end the run before the last good checkpoint goes
         largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()]).max().item()  # nan beats all
         self.require_finite(step, largest_weight=largest)
         self.best, path = min(self.best, (self.val_loss, step)), self.run_dir / f"ckpt_{step:06d}.pt"
@@ -1253,7 +1271,7 @@ class RunLog:
             for old, old_path in checkpoints(self.run_dir):
                 if old not in (*self.saved[-2:], self.best[1]):
                     old_path.unlink()
-            plot(self.run_dir)
+            self.picture = self.picture and plot(self.run_dir)
 
     def close(self, stopped):
         """Says what to do next."""
@@ -1263,7 +1281,9 @@ class RunLog:
         elif len(self.events) == 1:  # the configuration
             self.rt.print("this run is finished; --resume with more --max_steps continues it")
         elif self.run_dir:
-            self.rt.print(f"look at {self.run_dir}/loss.png; next: python generate.py --checkpoint {shlex.quote(str(self.run_dir))}")
+            run = shlex.quote(str(self.run_dir))
+            seen = f"{run}/loss.png" if self.picture else f"{run}/log.jsonl (no loss.png without matplotlib)"
+            self.rt.print(f"look at {seen}; next: python generate.py --checkpoint {run}")
 
 
 def read_log(run_dir):
@@ -1276,11 +1296,12 @@ def read_log(run_dir):
 
 
 def plot(run_dir):
-    """Draws log.jsonl as loss.png: training and validation loss, with landmarks that give the numbers a meaning."""
+    """Draws log.jsonl as loss.png: training and validation loss, with landmarks that give the numbers a meaning.
+    Returns whether it could: that takes matplotlib."""
     try:
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
     except ImportError:
-        return print("matplotlib is not installed: no loss.png")
+        return False
     events = read_log(run_dir)
     config, losses = events[0], {e["step"]: e["loss"] for e in events if e["event"] == "train"}
     val = {e["step"]: e["val_loss"] for e in events if e["event"] == "val"}
@@ -1298,6 +1319,7 @@ def plot(run_dir):
     axes.grid(alpha=0.3)
     axes.legend()
     write_whole(Path(run_dir) / "loss.png", lambda f: figure.savefig(f, format="png"))
+    return True
 
 
 # === 20. Options, made from TrainConfig, and what to say when something goes wrong. =================================
@@ -1348,6 +1370,7 @@ def config_from_args(argv=None):
     defaults = TrainConfig.from_recipe(first.parse_known_args(argv)[0].recipe)
     given = vars(make_parser(defaults).parse_args(argv))
     cfg = replace(defaults, **given)
+    require(not {"epochs", "max_steps"} <= given.keys(), "--epochs and --max_steps say the same", "give one of them")
     path = open_run(cfg)[1] if cfg.resume else None
     if path:
         saved = load_checkpoint(path)["config"] | dict(epochs=None)  # its epochs have become max_steps

@@ -224,7 +224,7 @@ def pair_of_workers(shards, out, ports):
     ports = iter(ports)
     rank = int(os.environ["RANK"])
     hellaswag.default_path = lambda split: ITEMS
-    train_gpt2.plot = lambda run_dir: None
+    train_gpt2.plot = lambda run_dir: True
 
     @contextlib.contextmanager
     def joined():
@@ -300,7 +300,7 @@ def alone(shards, tmp_path_factory):
     log_dir = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hellaswag, "default_path", lambda split: ITEMS)
-        patch.setattr(train_gpt2, "plot", lambda run_dir: None)
+        patch.setattr(train_gpt2, "plot", lambda run_dir: True)
         rt = setup_runtime("cpu", "float32")
         with muon_in_float32():
             in_float32 = training(shards, log_dir / "muon32", optimizer="muon", save_every=0)
@@ -419,7 +419,7 @@ def test_zero_trains_as_plain_and_halves_the_optimizer(pair):
 
 
 def test_checkpoints_move_between_zero_and_plain_and_numbers_of_processes(pair, alone, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: True)
     straight = losses(alone["plain"])
     from_one = losses(pair.rank0["zero from one"])  # one process, then two with --zero
     assert sorted(from_one) == list(range(6, 12))
@@ -458,7 +458,7 @@ def test_all_processes_take_part_in_the_same_exchanges(shards, tmp_path, monkeyp
     process takes no part hangs; so each process runs alone here, and only notes when it would exchange what."""
     rt, exchanges = setup_runtime("cpu", "float32"), ([], [])
     monkeypatch.setattr(hellaswag, "default_path", lambda split: ITEMS)
-    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: True)
     for rank in range(2):
         monkeypatch.setattr(train_gpt2, "setup_runtime", lambda *asked, rank=rank: dataclasses.replace(rt, rank=rank))
         monkeypatch.setattr(
@@ -510,14 +510,15 @@ def trainer_that(mode):
         return step_of_train(*args)
 
     train_gpt2.train_step = step
-    train_gpt2.plot = lambda run_dir: None
+    train_gpt2.plot = lambda run_dir: True
     return train_gpt2.main(sys.argv[2:])
 
 
 def run_torchrun(nproc, *words, restarts=0):
     """Runs torchrun on this machine until it ends, and returns the finished process."""
     command = [*torchrun(nproc, "--standalone", f"--max-restarts={restarts}"), *words]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    more = dict(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") if restarts else {}  # as the README says it for restarts
+    return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=600, check=False)
 
 
 def processes_with(word, where="cmdline"):
@@ -532,7 +533,7 @@ def processes_with(word, where="cmdline"):
 
 def test_torchrun_with_one_process(alone, shards, tmp_path, monkeypatch):
     """As it would be started, but in this process."""
-    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: None)
+    monkeypatch.setattr(train_gpt2, "plot", lambda run_dir: True)
     place = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_ports(1)[0])
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "notebooks"
 FILES = sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
-SCRIPTS = ("train_gpt2", "tokenizer", "fineweb", "hellaswag", "generate", "runs", "weights")
+SCRIPTS = ("train_gpt2", "tokenizer", "fineweb", "hellaswag", "generate")
 FIRST_CODE = re.compile(r'import sys\n\nsys\.path\.append\("notebooks"\)[^\n]*\nimport lesson')
 HEADINGS = ("Where we are", "Predict", "Rebuild", "Check", "Picture", "Break it", "Exercise", "Recap", "Read more")
 
