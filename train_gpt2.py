@@ -1,8 +1,8 @@
 """
 GPT-2 from scratch: the model and its training in one file, to be read from top to bottom.
 
-Follow one token forward (Part I is all of GPT-2), follow one gradient back, then do it on many machines (Part II is all
-of training). Part III is what a real run needs besides: device, files, log, options. A reader may stop before it.
+Part I is all of GPT-2: follow one token forward. Part II is all of training: from data to gradients to better weights,
+on one machine or many. Part III is what a real run needs besides: device, files, log, options. A reader may stop there.
 
     python train_gpt2.py                                  two CPU cores, about two minutes, about 1.4 bits per byte
     python train_gpt2.py --recipe finetune --init gpt2 --data my.txt          one small GPU, minutes
@@ -18,7 +18,10 @@ Map
 Symbols
     B   batch, sequences read at once            nh  number of heads
     T   time, tokens in a sequence               hs  head size, C / nh
-    C   channels, width of the residual stream   V   vocabulary size
+    C   channels, numbers that a token carries   V   vocabulary size
+    token  a piece of text with a number (id): a byte, or a frequent sequence of bytes; <|endoftext|> begins a document
+    rank   number of this process among the world_size copies of the program that torchrun starts, one for each GPU
+    micro-step  a batch too large for memory is read in grad_accum micro-steps, whose gradients add up
 
 References
     GPT-2     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"
@@ -111,8 +114,8 @@ PRESETS = {  # parameters: 124M, 350M, 774M, 1558M, and about a million for a la
 
 
 # === 2. Attention: the only place where tokens exchange information. ================================================
-# Each token makes three vectors. Its query says what it is looking for, its key what it has to offer, its value what it
-# hands over. Where a query matches a key (a large dot product), much of that token's value is taken over.
+# By three learned linear maps each token makes three vectors. Its query says what it is looking for, its key what it
+# offers, its value what it hands over. Where a query matches a key (a large dot product), much of that value is taken.
 def causal_attention(q, k, v, return_weights=False):
     """Attention written out (Vaswani et al. 2017, section 3.2.1): to read, to plot, and to test the fused one against.
 
@@ -147,6 +150,7 @@ class KVCache:
 
 
 class CausalSelfAttention(nn.Module):
+    # The names c_attn, c_proj, wte, ln_f and so on are OpenAI's, so that their weights fit.
     def __init__(self, config):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one product
@@ -199,7 +203,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):
-        # The norms sit on the branches, not on the stream: along the sums a gradient reaches every layer unchanged.
+        # The norms sit on the branches, not on the stream: as d(x + f(x))/dx = 1 + f'(x), gradients reach every layer.
         x = x + self.attn(self.ln_1(x), cache)  # (B, T, C)
         return x + self.mlp(self.ln_2(x))  # (B, T, C)
 
@@ -609,8 +613,12 @@ def configure_optimizers(model, cfg, device):
         dict(params=[p for p in rest if p.dim() >= 2], weight_decay=cfg.weight_decay),
         dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
     ]
-    # beta2 = 0.95 (GPT-3's) averages squared gradients over some 20 steps; the usual 0.999, over 1,000, would adapt too
-    # late to a change. fused: one kernel for all tensors instead of a dozen small ones for each.
+    # AdamW, for each weight w with gradient g:   m = beta1 m + (1 - beta1) g      a mean of recent gradients
+    #                                             s = beta2 s + (1 - beta2) g g    and of their squares
+    #                                             w = w - lr (m / (sqrt(s) + eps) + decay w)
+    # So a weight moves by about lr a step, whatever the size of its gradient. beta2 = 0.95 (GPT-3's) averages over some
+    # 20 steps; the usual 0.999, over 1,000, would adapt too late to a change.
+    # fused: one kernel for all tensors instead of a dozen small ones for each.
     how = dict(lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=torch.device(device).type in ("cuda", "cpu"))
     if cfg.zero and dist.is_initialized():
         from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -692,8 +700,8 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
 
 
 def compile_and_ddp(model, rt):
-    """-> the model compiled (to validate), and that in DDP (to train). The raw one stays, to sample and save: the same
-    weights, shapes of any kind, names without prefixes."""
+    """-> the model compiled (to validate), and that in DDP (to train). All share the weights of the raw one, which is
+    used to sample (shapes vary, and each would be compiled anew) and to save (the wrappers rename parameters)."""
     compiled = torch.compile(model) if rt.compile else model
     if rt.world_size == 1:
         return compiled, compiled
@@ -716,7 +724,7 @@ def train_step(model, batches, optimizers, rt, clip):
             with rt.autocast():
                 loss = model(x, y)[1]  # the logits get no name, so that they are freed before the backward pass
             loss = loss / len(batches)  # gradients of micro-batches add up; the mean over the batch is wanted
-            rt.scaler.scale(loss).backward()
+            rt.scaler.scale(loss).backward()  # the chain rule, from the loss back to all weights: p.grad += dloss/dp
         total += loss.detach()
     for optimizer in optimizers:
         rt.scaler.unscale_(optimizer)
@@ -781,7 +789,8 @@ def load_checkpoint(path):
 
 
 def restore(ckpt, model, optimizers, rt, cfg, data):
-    """Puts the state of a checkpoint back and returns its step. Raises UserError where that would be another run."""
+    """Puts the state of a checkpoint back. Returns its step, and the loss and step of the best one so far. Raises
+    UserError where that would be another run."""
     then, now = ckpt["config"] | dict(data=ckpt["data"]), asdict(cfg) | dict(data=data.identity)
     for name in ("data", "optimizer", "total_batch", "seed", "shuffle"):
         what = "other data" if name == "data" else f"{name} {then[name]}, not {now[name]}"
@@ -882,7 +891,8 @@ def train(cfg):
             if stopped:
                 break
         log.close(stopped)
-    if dist.is_initialized():  # skipped by an error: the other processes would not get here, and we would hang
+    # Not in a finally: after an error in one process the others never get here, and this call would wait for them.
+    if dist.is_initialized():
         dist.destroy_process_group()
     return log.events
 
@@ -898,7 +908,7 @@ def sample_texts(model, encoding, rt, count, seed):
     return [encoding.decode(row[: row.index(eot)] if eot in row else row).strip() for row in rows[:, 1:].tolist()]
 
 
-# === PART III: THE PLUMBING. What surrounds the training, and changes no number. ====================================
+# === PART III: THE PLUMBING. What surrounds the training; at a given precision it changes no number. ================
 # === 16. The machine: choices that are made by themselves, each with its reason. ====================================
 ENOUGH_TOKENS = {"cuda": 65_536, "mps": 8_192, "cpu": 4_096}  # in a micro-batch; more makes no device faster
 

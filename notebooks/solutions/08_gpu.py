@@ -1,10 +1,10 @@
 """Lesson 8: speeds from a data sheet."""
 
-import runs
+import train_gpt2
 
 
 def training_speed(card, flops_per_token, mfu):
-    return runs.PEAK_TFLOPS[card] * 1e12 * mfu / flops_per_token
+    return train_gpt2.PEAK_TFLOPS[card] * 1e12 * mfu / flops_per_token
 
 
 def writing_limit(bytes_per_s, parameters, bytes_each=2):
