@@ -18,7 +18,6 @@ References: Sennrich et al. 2016 (BPE for words), Radford et al. 2019 (GPT-2: by
 """
 import argparse
 import base64
-import contextlib
 import errno
 import glob
 import hashlib
@@ -565,9 +564,9 @@ def find_tokenizer(model_path):
     path = Path(model_path)
     for place in (path, path.parent):
         for file in (place / "bpe.json", place / "tokenizer.json"):
-            if path.exists() and file.is_file():
-                with contextlib.suppress(DataError):
-                    return load_tokenizer(file)
+            theirs = file.name == "tokenizer.json" and (place / "config.json").exists()    # transformers' own format
+            if path.exists() and file.is_file() and not theirs:
+                return load_tokenizer(file)
     return load_tokenizer("gpt2")
 
 

@@ -653,7 +653,9 @@ def test_shards_have_their_own_tokenizer_and_no_other(two, tmp_path, monkeypatch
     assert "--tokenizer" in caught.value.hint
     with pytest.raises(T.DataError, match="no tokenizer at"):
         T.for_shards(tmp_path, tmp_path / "none.json", None)
-    assert T.for_shards(tmp_path, "auto", T.fingerprint(other)) is None     # ids of which nobody knows the text
+    with pytest.raises(T.DataError, match=r"not made with the tokenizer\.json beside them") as caught:
+        T.for_shards(tmp_path, "auto", T.fingerprint(other))     # the samples would be other words than the model's
+    assert caught.value.hint
 
 
 def test_shards_need_no_tokenizer(two, tmp_path, monkeypatch):
@@ -661,8 +663,9 @@ def test_shards_need_no_tokenizer(two, tmp_path, monkeypatch):
     no_gpt2(monkeypatch, tmp_path)
     assert T.for_shards(tmp_path, "auto", None) is None
     assert T.for_shards(tmp_path, "auto", T.fingerprint(two[0])) is None
-    (tmp_path / "tokenizer.json").write_text("damaged")
-    assert T.for_shards(tmp_path, "auto", None) is None
+    (tmp_path / "tokenizer.json").write_text("damaged")     # but where there is one, it must be whole
+    with pytest.raises(T.DataError, match=r"tokenizer\.json is not a tokenizer"):
+        T.for_shards(tmp_path, "auto", None)
 
 
 @needs_gpt2
@@ -670,6 +673,8 @@ def test_shards_without_a_tokenizer_are_gpt2s_if_it_is_here(two, tmp_path):
     gpt2 = T.load_tokenizer("gpt2")
     for sha256 in (None, T.fingerprint(gpt2)):
         assert T.for_shards(tmp_path, "auto", sha256).name == "gpt2"
+        assert T.for_shards(tmp_path, "auto", sha256, 50_257).name == "gpt2"
+        assert T.for_shards(tmp_path, "auto", sha256, 300) is None
     assert T.for_shards(tmp_path, "auto", T.fingerprint(two[0])) is None
 
 
