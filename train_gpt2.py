@@ -1111,6 +1111,8 @@ def reading(path, hint="make it or fetch it again"):
     try:
         yield
     except Exception as e:
+        if isinstance(e, ImportError):
+            raise  # nothing is wrong with the file
         if hasattr(e, "hint"):
             raise e if str(path) in str(e) else UserError(f"{path}: {e}", e.hint) from e
         reason = " ".join(str(e).split())[:160] or type(e).__name__
@@ -1405,6 +1407,8 @@ def run_main(function, argv=None):
         text, hint = " ".join(str(e).split())[:300], getattr(e, "hint", None)
         if isinstance(e, torch.OutOfMemoryError | MemoryError) or "you tried to allocate" in text:
             text, hint = f"out of memory: {text}", "halve --micro_batch, or use --activation_checkpointing, --zero"
+        elif isinstance(e, ModuleNotFoundError):
+            hint = f"pip install {e.name}, or copy {e.name}.py beside this file"
         elif isinstance(e, OSError):
             hint = "is it there, may you use it, and has the disk room?"
         elif type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):

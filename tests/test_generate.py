@@ -227,8 +227,8 @@ def test_a_prompt_longer_than_the_block_is_said_once(run_folder, say):
     code, out, err = say("--prompt", "word " * 60, "--max_tokens", "5", "--num_samples", "2")
     assert code == 0 and err.count("the model sees 32") == 1 and out.count("word " * 60) == 2
     assert "the model sees" not in say("--prompt", "word", "--max_tokens", "60")[2]
-    assert "31 tokens" not in say("--prompt", "~" * 31, "--max_tokens", "1")[2]  # with <|endoftext|> they just fit
-    assert "32 tokens" in say("--prompt", "~" * 32, "--max_tokens", "1")[2]
+    assert "has 31 tokens" not in say("--prompt", "~" * 31, "--max_tokens", "1")[2]  # with <|endoftext|> they just fit
+    assert "has 32 tokens" in say("--prompt", "~" * 32, "--max_tokens", "1")[2]
 
 
 def test_interactive(run_folder, say, monkeypatch):
