@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 
 from tokenizer import EOT, eot_id, find_tokenizer, save_tokenizer
-from train_gpt2 import GPT, Parser, UserError, newest_checkpoint, run_main, sample_next, setup_runtime, write_whole
+from train_gpt2 import GPT, Parser, UserError, newest_checkpoint, run_main, setup_runtime, write_whole
 
 ROWS = 8  # texts that grow side by side: eight cost little more time than one, for the weights are read once for all
 # What a terminal would obey instead of showing. An untrained model says any byte; a trained one, what it has read.
@@ -166,7 +166,7 @@ def pack_weights(model):
                 if isinstance(layer, nn.Linear):
                     setattr(part, name, PackedLinear(layer.weight, layer.bias))
     # The head's weight stays as it is beside its packed copy, for it is also the table of embeddings.
-    model.head = PackedLinear(model.lm_head.weight, model.padding).forward
+    model.head = PackedLinear(model.lm_head.weight, None).forward
     return model
 
 
@@ -262,7 +262,7 @@ def check(args):
             raise UserError(f"--{name} is {getattr(args, name)}", "it is a whole number of at least 1")
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise UserError(f"--seed is {args.seed}", "it is a whole number from 0 on, of less than 64 bits")
-    sample_next(torch.zeros(1, 1), args.temperature, args.top_k, args.top_p)  # refuses what it would refuse later
+    GPT.sample_next(torch.zeros(1, 1), args.temperature, args.top_k, args.top_p)  # refuses what it would refuse later
 
 
 def read_prompt(given):

@@ -24,15 +24,12 @@ Symbols
     micro-step  a batch too large for memory is read in grad_accum micro-steps, whose gradients add up
 
 References
-    GPT-2     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"
-    GPT-3     Brown et al. 2020, arXiv 2005.14165 (its appendix B gives the settings that GPT-2's paper leaves out)
-    Attention Vaswani et al. 2017, arXiv 1706.03762          AdamW  Loshchilov and Hutter 2017, arXiv 1711.05101
-    Muon      Jordan 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982
+    GPT-2  Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; the settings that it leaves out
+    are taken from GPT-3, Brown et al. 2020, arXiv 2005.14165, appendix B. Others are cited where they are used.
 """
 
 import argparse
 import contextlib
-import copy
 import ctypes
 import difflib
 import hashlib
@@ -86,9 +83,9 @@ class GPTConfig:
 
     def __post_init__(self):
         C, nh = self.n_embd, self.n_head
-        for name, value in asdict(self).items():
-            whole = isinstance(value, int) and value > 0
-            require(whole or name == "dropout", f"{name} is {value!r}", "it is a whole number of at least 1")
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            n = getattr(self, name)
+            require(isinstance(n, int) and n > 0, f"{name} is {n!r}", "it is a whole number of at least 1")
         require(C % nh == 0, f"n_embd {C} cannot be divided among {nh} heads", f"use n_embd {math.ceil(C / nh) * nh}")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}", "dropout is a share: 0 or more, less than 1")
 
@@ -97,11 +94,6 @@ class GPTConfig:
         """The configuration called `name` in PRESETS, with single fields replaced."""
         require(name in PRESETS, f"no model is called {name!r}", "choose one of: " + ", ".join(PRESETS))
         return cls(**PRESETS[name] | overrides)
-
-    @property
-    def padded_vocab_size(self):
-        """V rounded up to a multiple of 64, because matrix units work in tiles of such sizes: 50257 -> 50304."""
-        return math.ceil(self.vocab_size / 64) * 64
 
 
 PRESETS = {  # parameters: 124M, 350M, 774M, 1558M, and about a million for a laptop
@@ -117,9 +109,8 @@ PRESETS = {  # parameters: 124M, 350M, 774M, 1558M, and about a million for a la
 # By three learned linear maps each token makes three vectors. Its query says what it is looking for, its key what it
 # offers, its value what it hands over. Where a query matches a key (a large dot product), much of that value is taken.
 def causal_attention(q, k, v, return_weights=False):
-    """Attention written out (Vaswani et al. 2017, section 3.2.1): to read, to plot, and to test the fused one against.
-
-    q: (B, nh, Tq, hs), k and v: (B, nh, Tk, hs) with Tq <= Tk; the queries belong to the last Tq positions.
+    """Attention written out (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1): to read, to plot, and to test the
+    fused one against. q: (B, nh, Tq, hs), k and v: (B, nh, Tk, hs); the queries belong to the last Tq positions.
     Returns (B, nh, Tq, hs), and if asked the weights (B, nh, Tq, Tk), each row of which sums to 1."""
     Tq, Tk = q.size(-2), k.size(-2)
     # A dot product of hs terms with variance 1 has variance hs. Divided by sqrt(hs) it has variance 1 again; without
@@ -129,6 +120,37 @@ def causal_attention(q, k, v, return_weights=False):
     weights = (scores + future).softmax(dim=-1)  # exp(-inf) is 0: no token sees a later one, which it must predict
     y = weights @ v  # (B, nh, Tq, hs): a weighted mean of values
     return (y, weights) if return_weights else y
+
+
+class CausalSelfAttention(nn.Module):
+    # The names c_attn, c_proj, wte, ln_f and so on are OpenAI's, so that their weights fit.
+    def __init__(self, config):
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.n_head, self.dropout = config.n_head, config.dropout
+
+    def forward(self, x, cache=None):
+        """x: (B, T, C) -> (B, T, C). With a KVCache (below), x holds only the new tokens."""
+        B, T, C = x.size()
+        # Several heads look for several things at once, each in its own hs channels, like a second batch dimension.
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, nh, hs)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, nh, Tk, hs)
+            q = q.to(k.dtype)
+        Tk = k.size(2)
+        p = self.dropout if self.training else 0.0
+        if q.is_cpu and q.dtype == torch.bfloat16 and T == Tk <= 256 and p == 0:
+            y = causal_attention(q, k, v)  # a CPU's fused kernel is slower in bfloat16 on short sequences
+        elif Tk == T:  # the same result, without storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        else:  # T new tokens after Tk - T cached ones, all of which they see; a single one sees all and needs no mask
+            mask = None if T == 1 else torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p)
+        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # the heads side by side again
+        return self.resid_dropout(self.c_proj(y))
 
 
 class KVCache:
@@ -147,35 +169,6 @@ class KVCache:
         require(self.length <= self.max_length, f"{self.length} tokens in a cache of {self.max_length}", "enlarge it")
         self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
         return self.k[:, :, : self.length], self.v[:, :, : self.length]
-
-
-class CausalSelfAttention(nn.Module):
-    # The names c_attn, c_proj, wte, ln_f and so on are OpenAI's, so that their weights fit.
-    def __init__(self, config):
-        super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one product
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.dropout)
-        self.n_head, self.dropout = config.n_head, config.dropout
-
-    def forward(self, x, cache=None):
-        """x: (B, T, C) -> (B, T, C). With a cache, x holds only the new tokens, which see the others through it."""
-        B, T, C = x.size()
-        # Several heads look for several things at once, each in its own hs channels, like a second batch dimension.
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, nh, hs)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, nh, Tk, hs)
-            q = q.to(k.dtype)
-        Tk, dropout_p = k.size(2), self.dropout if self.training else 0.0
-        if q.is_cpu and q.dtype == torch.bfloat16 and T == Tk <= 256 and dropout_p == 0:
-            y = causal_attention(q, k, v)  # a CPU's fused kernel is slower in bfloat16 on short sequences
-        else:  # the same result, without storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
-            # is_causal would align the mask top left; new tokens after cached ones need it bottom right.
-            mask = None if T in (1, Tk) else torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=Tk == T)
-        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # the heads side by side again
-        return self.resid_dropout(self.c_proj(y))
 
 
 # === 3. MLP: each token by itself works on what attention brought. ==================================================
@@ -216,19 +209,15 @@ class GPT(nn.Module):
         self.activation_checkpointing = False  # True: recompute each block in the backward pass instead of storing it
         self.transformer = nn.ModuleDict(
             dict(
-                wte=nn.Embedding(config.padded_vocab_size, config.n_embd),  # which token it is
+                wte=nn.Embedding(config.vocab_size, config.n_embd),  # which token it is
                 wpe=nn.Embedding(config.block_size, config.n_embd),  # where it is: attention by itself knows no order
                 drop=nn.Dropout(config.dropout),
                 h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
                 ln_f=nn.LayerNorm(config.n_embd),
             )
         )
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight  # tied: tokens with similar embeddings get similar scores
-        # The padding rows V and up get a logit of -inf: probability 0 and gradient 0, so they are never sampled.
-        padding = torch.zeros(config.padded_vocab_size)
-        padding[config.vocab_size :] = float("-inf")
-        self.register_buffer("padding", padding, persistent=False)
         self._init_weights()
 
     @torch.no_grad()
@@ -236,12 +225,11 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 p.zero_()
-            elif p.dim() == 2:
+            elif p.dim() == 2:  # small numbers, so that all tokens begin with nearly equal scores; LayerNorms keep 1
                 std = 0.01 if "wpe" in name else 0.02  # both as in OpenAI's code
                 # Each block adds to the stream twice; 1/sqrt(2 n_layer) keeps its variance independent of depth.
                 std /= math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1
                 p.normal_(0.0, std)
-        self.transformer.wte.weight[self.config.vocab_size :] = 0.0
 
     def hidden(self, idx, cache=None):
         """Token ids (B, T) -> the residual stream after the last block, normed: (B, T, C). With a cache of new_cache(),
@@ -259,24 +247,29 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def head(self, x):
-        """(..., C) -> (..., padded V): a score (logit) for each possible next token, -inf for the padding."""
-        return F.linear(x, self.lm_head.weight, self.padding)
+        """(..., C) -> (..., V): a score (logit) for each possible next token."""
+        return F.linear(x, self.lm_head.weight)
 
     def forward(self, idx, targets=None):
         """idx: (B, T) token ids. Returns (logits (B, T, V), loss): the mean cross-entropy in nats per token against
-        targets (B, T), where -1 marks a token not to be scored; the loss is None without targets."""
-        logits = self.head(self.hidden(idx))  # (B, T, padded V)
+        targets (B, T), where -1 marks a token not to be scored. Without targets the loss is None."""
+        x = self.hidden(idx)  # (B, T, C)
         if targets is None:
-            return logits[..., : self.config.vocab_size], None
-        # Cross-entropy is -ln(probability given to the right token). An untrained model spreads its guess evenly over V
-        # tokens, so the loss begins near ln V: 10.8 for V = 50257, and 6.9 for V = 1024.
+            return self.head(x), None
+        # Matrix units work in tiles of 64 numbers and more. So 50257 rows are filled up to 50304; a logit of -inf means
+        # probability 0 and gradient 0 for these rows.
+        V = self.config.vocab_size
+        weight = F.pad(self.lm_head.weight, (0, 0, 0, -V % 64))  # (padded V, C)
+        bias = F.pad(weight.new_zeros(V), (0, -V % 64), value=float("-inf"))  # (padded V,)
+        logits = F.linear(x, weight, bias)  # (B, T, padded V)
+        # Cross-entropy is -ln(probability given to the right token), in nats: 1 nat is 1 / ln 2 = 1.44 bits.
+        # An untrained model spreads its guess evenly over V tokens: the loss begins near ln V, 10.8 for V = 50257.
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-        return logits[..., : self.config.vocab_size], loss
+        return logits.detach()[..., :V], loss  # detached, or backward would add up a (B, T, V) of zeros for the logits
 
     def num_params(self):
-        """Parameters of the true model: padding rows not counted, the tied matrix once. 124,439,808 for gpt2."""
-        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
-        return sum(p.numel() for p in self.parameters()) - padding
+        """Number of parameters, the tied matrix counted once: 124,439,808 for gpt2."""
+        return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self):
         """Floating-point operations to train on one token: 6 for each weight that multiplies it (2 forward, 4 back),
@@ -290,19 +283,19 @@ class GPT(nn.Module):
         return [KVCache(max_length or self.config.block_size) for _ in self.transformer.h]
 
     @torch.no_grad()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, use_cache=True):
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
         """Continues idx (B, T) token by token: yields (B, 1) ids. Past block_size tokens the window slides."""
         training, cache = self.training, None
         self.eval()
         try:
             for _ in range(max_new_tokens):
-                if use_cache and cache and cache[0].length < self.config.block_size:
+                if cache and cache[0].length < self.config.block_size:
                     x = self.hidden(idx[:, -1:], cache)  # only the new token; all others are in the cache
                 else:  # the first step, or a full block: when the window slides, every token's position changes
                     cache = self.new_cache()
                     x = self.hidden(idx[:, -self.config.block_size :], cache)
-                logits = self.head(x[:, -1])[:, : self.config.vocab_size]  # (B, V): the last position predicts the next
-                token = sample_next(logits, temperature, top_k, top_p, generator).to(idx.device)  # (B, 1)
+                logits = self.head(x[:, -1])  # (B, V): the last position predicts the next token
+                token = self.sample_next(logits, temperature, top_k, top_p, generator).to(idx.device)  # (B, 1)
                 idx = torch.cat((idx, token), dim=1)
                 yield token
         finally:
@@ -310,7 +303,7 @@ class GPT(nn.Module):
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
         """Returns idx (B, T) continued: (B, T + new). A row that has produced stop_token repeats it from then on, and
-        generation ends when all rows have. temperature 0 takes the likeliest token; generator is a CPU generator."""
+        generation ends when all rows have. generator is a CPU generator."""
         done, out = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device), [idx]
         for token in self.stream(idx, max_new_tokens, temperature, top_k, top_p, generator):
             if stop_token is not None:
@@ -320,6 +313,28 @@ class GPT(nn.Module):
             if done.all():
                 break
         return torch.cat(out, dim=1)
+
+    @staticmethod
+    def sample_next(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+        """Logits (B, V) -> one id for each row, (B, 1), drawn on the CPU: a seed gives the same draws on every device.
+
+        temperature divides the logits: below 1 the likely tokens become likelier, and 0 always takes the likeliest.
+        top_k keeps the k likeliest tokens, top_p the likeliest that together have that probability (Holtzman et al.
+        2019, arXiv 1904.09751). Raises UserError for values outside their range."""
+        finite = temperature >= 0 and math.isfinite(temperature)
+        require(finite, f"temperature is {temperature}", "0 takes the likeliest token, 1 samples as trained")
+        require(top_k is None or top_k >= 1, f"top_k is {top_k}", "it is a number of tokens, at least 1")
+        require(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}", "it is a probability: more than 0, at most 1")
+        if temperature == 0:
+            return logits.argmax(dim=-1, keepdim=True).cpu()
+        V = logits.size(-1)
+        # Keep the k largest, sorted, so that what follows touches k numbers instead of V.
+        logits, ids = (logits.float().cpu() / temperature).topk(min(top_k or V, V), dim=-1)  # (B, k) each
+        probs = logits.softmax(dim=-1)
+        if top_p is not None:
+            before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens; the first stays
+            probs = probs.masked_fill(before >= top_p, 0.0)
+        return ids.gather(-1, torch.multinomial(probs, 1, generator=generator))  # (B, 1)
 
     # === 7. Weights of others: OpenAI's from the Hub, and files as transformers writes them. ========================
     @classmethod
@@ -340,9 +355,8 @@ class GPT(nn.Module):
         from safetensors.torch import save
 
         c, weights = self.config, {}
-        for name, p in self.transformer.named_parameters():
-            p = p.detach().cpu()[: c.vocab_size] if name == "wte.weight" else p.detach().cpu()  # no padding rows
-            weights["transformer." + name] = (p.t() if name.endswith(CONV1D) else p).contiguous()
+        for name, p in self.transformer.named_parameters(prefix="transformer"):
+            weights[name] = (p.t() if name.endswith(TRANSPOSED) else p).detach().cpu().contiguous()
         config = dict(
             architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=c.vocab_size, n_positions=c.block_size,
             n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, activation_function="gelu_new",
@@ -353,14 +367,15 @@ class GPT(nn.Module):
         write_whole(Path(directory) / "config.json", lambda f: f.write(json.dumps(config, indent=2).encode()))
 
 
-CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored as (in, out)
+# OpenAI's code keeps these matrices as (in, out), nn.Linear as (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def read_weights(name_or_path):
     """-> GPTConfig and weights under this file's names, from any of the places that from_pretrained knows."""
     path = Path(name_or_path)
-    if path.suffix == ".pt" or (newest := newest_checkpoint([path])):
-        ckpt = load_checkpoint(path if path.suffix == ".pt" else newest)
+    if path.suffix == ".pt" or checkpoints(path):
+        ckpt = load_checkpoint(path if path.suffix == ".pt" else newest_checkpoint([path]))
         return GPTConfig(**ckpt["model_config"]), ckpt["model"]
     if not path.exists() and str(path) in PRESETS and str(path) != "tales":
         from huggingface_hub import snapshot_download
@@ -381,47 +396,22 @@ def read_weights(name_or_path):
         tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
         for name, w in tensors.items():
             if not name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks that old files hold; not weights
-                weights["transformer." + name.removeprefix("transformer.")] = w.t() if name.endswith(CONV1D) else w
-    c = json.loads((files[0].parent / "config.json").read_text("utf-8"))
-    config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
-    check_sizes(config, weights, rows=config.vocab_size)
-    wte = weights["transformer.wte.weight"]  # (V, C)
-    if not torch.equal(wte, weights.pop("transformer.lm_head.weight", wte)):
+                name = name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name
+                weights[name] = w.t() if name.endswith(TRANSPOSED) else w
+    c, wte = json.loads((files[0].parent / "config.json").read_text("utf-8")), weights["transformer.wte.weight"]
+    if not torch.equal(wte, weights.setdefault("lm_head.weight", wte)):
         raise ValueError("lm_head.weight differs from wte.weight, which GPT-2 ties it to")
-    wte = F.pad(wte, (0, 0, 0, config.padded_vocab_size - config.vocab_size))  # (padded V, C)
-    return config, weights | {"transformer.wte.weight": wte, "lm_head.weight": wte}
+    config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
+    check_sizes(config, weights)
+    return config, weights
 
 
-def check_sizes(config, weights, rows):
+def check_sizes(config, weights):
     """Raises ValueError if the weights are not of the sizes that the configuration claims, before it costs memory."""
     wte, wpe = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
     found = (*wte.shape, len(wpe), sum(name.endswith("ln_1.weight") for name in weights))
-    if found != (rows, config.n_embd, config.block_size, config.n_layer):
+    if found != (config.vocab_size, config.n_embd, config.block_size, config.n_layer):
         raise ValueError(f"its weights have (V, C, T, n_layer) = {found}, which is not what its configuration says")
-
-
-def sample_next(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Logits (B, V) -> one id for each row, (B, 1). It draws on the CPU, so a seed gives the same text on every device.
-
-    temperature divides the logits: below 1 the likely tokens become likelier, and 0 always takes the likeliest. top_k
-    keeps the k likeliest tokens. top_p keeps the likeliest tokens that together have that probability (Holtzman et al.
-    2019, arXiv 1904.09751). Raises UserError for values outside their range."""
-    finite = temperature >= 0 and math.isfinite(temperature)
-    require(finite, f"temperature is {temperature}", "0 takes the likeliest token, 1 samples as trained")
-    require(top_k is None or top_k >= 1, f"top_k is {top_k}", "it is a number of tokens, at least 1; or leave it out")
-    require(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}", "it is a probability: more than 0, at most 1")
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True).cpu()
-    logits, ids = logits.float().cpu() / temperature, None
-    if top_k is not None or top_p is not None:
-        # Keep the k largest (all, for top_p alone), sorted, so that what follows touches k numbers instead of V.
-        logits, ids = logits.topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # (B, k) each
-    probs = logits.softmax(dim=-1)
-    if top_p is not None:
-        before = probs.cumsum(dim=-1) - probs  # the probability of all likelier tokens; 0 for the first, which stays
-        probs = probs.masked_fill(before >= top_p, 0.0)
-    drawn = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
-    return drawn if ids is None else ids.gather(-1, drawn)
 
 
 # === PART II: THE TRAINING ==========================================================================================
@@ -457,14 +447,9 @@ class TokenStream:
         while length > 0:
             start %= len(self)
             i = int(np.searchsorted(self.ends, start, side="right"))  # the shard that holds `start`
-            shard, count = self.shards[i], min(length, int(self.ends[i]) - start)
-            first = start - int(self.ends[i]) + len(shard)  # counted within the shard
-            if isinstance(shard, np.memmap):
-                # Read from the file: pages touched through a memory map would show up in our resident memory.
-                pieces.append(np.fromfile(shard.filename, shard.dtype, count, offset=shard.offset + 2 * first))
-            else:
-                pieces.append(shard[first : first + count])
-            start, length = start + count, length - count
+            first = start - int(self.ends[i]) + len(self.shards[i])  # counted within the shard
+            pieces.append(self.shards[i][first : first + length])  # as far as this shard goes
+            start, length = start + len(pieces[-1]), length - len(pieces[-1])
         tokens = np.concatenate(pieces).astype(np.int64)  # torch's uint16 cannot index an embedding
         too_large = f"the data has token id {tokens.max()}, the vocabulary ends at {self.vocab_size - 1}"
         require(tokens.max() < self.vocab_size, too_large, "made with another tokenizer? give it with --tokenizer")
@@ -472,11 +457,10 @@ class TokenStream:
 
 
 class DataLoaderLite:
-    """Batches as a pure function of (step, micro-step, rank): no state, so no rank can drift and resuming is exact.
-
-    The endless row of tokens is cut into windows of T. Count the sequences of all steps, micro-steps and ranks in one
-    row: sequence s reads window s or, shuffled, the one that this epoch's permutation puts there. An epoch has len // T
-    windows. The next one begins where it ended: the few tokens left over open it, and its windows shift."""
+    """Batches as a pure function of (step, micro-step, rank): no position is kept, so no rank can drift and resuming is
+    exact. The row of tokens is cut into windows of T. Sequence s of the run (counted over steps, micro-steps and ranks)
+    reads window s, or, shuffled, the window that its epoch's permutation puts there. The few tokens that are left over
+    at the end of an epoch open the next one, whose windows therefore begin at other places."""
 
     def __init__(self, tokens, B, T, grad_accum=1, rank=0, world_size=1, shuffle=True, seed=0):
         too_short = f"the data has {len(tokens)} tokens, a window {T + 1}"
@@ -529,27 +513,27 @@ class TrainConfig:
     resume: str | None = None  # continue a run: from CKPT; auto, or no value: from its newest, or begin if it has none
     tokenizer: str = "auto"  # gpt2, or a file; auto: that of the shards or of --init, or a new one for a text
     vocab_size: int | None = None  # tokens in the vocabulary of a new tokenizer (1024 if left out)
-    n_layer: int | None = 12  # blocks
-    n_head: int | None = 12  # attention heads in each block
-    n_embd: int | None = 768  # channels of the residual stream
-    block_size: int | None = 1024  # context, in tokens
+    n_layer: int | None = 4  # blocks
+    n_head: int | None = 2  # attention heads in each block
+    n_embd: int | None = 128  # channels of the residual stream
+    block_size: int | None = 128  # context, in tokens
     dropout: float = 0.0  # share of activations zeroed in training
-    micro_batch: int = 0  # sequences read at once by each process; 0: the most that fit
-    total_batch: int = 524_288  # tokens a step, over all processes and micro-steps
-    max_steps: int = 19_073  # steps; 0: only validate and sample, and write nothing
+    micro_batch: int = 16  # sequences read at once by each process; 0: the most that fit
+    total_batch: int = 2048  # tokens a step, over all processes and micro-steps
+    max_steps: int = 2000  # steps; 0: only validate and sample, and write nothing
     epochs: float | None = None  # passes over the data, another way to say --max_steps
-    lr: float = 6e-4  # peak learning rate
-    min_lr: float = 6e-5  # learning rate at the last step
-    warmup_steps: int = 715  # steps until the peak
-    weight_decay: float = 0.1  # of matrices; biases and norms have none
+    lr: float = 6e-3  # peak learning rate
+    min_lr: float = 0.0  # learning rate at the last step
+    warmup_steps: int = 50  # steps until the peak
+    weight_decay: float = 1.0  # of matrices; biases and norms have none
     clip: float = 1.0  # largest norm of the gradient
     optimizer: typing.Literal["adamw", "muon"] = "adamw"  # muon is for the hidden matrices, with adamw for the rest
-    val_every: int = 250  # steps between validations; 0: only at the end
-    val_tokens: int = 10_485_760  # tokens of a validation
-    sample_every: int = 1000  # steps between samples; 0: only at the end
+    val_every: int = 200  # steps between validations; 0: only at the end
+    val_tokens: int = 200_000  # tokens of a validation
+    sample_every: int = 500  # steps between samples; 0: only at the end
     hellaswag_every: int = 0  # steps between HellaSwag evaluations; 0: none
     save_every: int = 1000  # steps between checkpoints; 0: only at the end
-    log_every: int = 10  # steps between lines
+    log_every: int = 20  # steps between lines
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matrix products
     compile: typing.Literal["auto", "true", "false"] = "auto"  # compile training and validation
@@ -565,35 +549,34 @@ class TrainConfig:
     def from_recipe(cls, recipe="tales", **overrides):
         """The configuration called `recipe` in RECIPES, with single fields replaced."""
         require(recipe in RECIPES, f"no recipe is called {recipe!r}", "choose one of: " + ", ".join(RECIPES))
-        return cls(recipe=recipe, **{**RECIPES[recipe], **overrides})
+        return cls(recipe=recipe, **RECIPES[recipe] | overrides)
 
 
 # GPT-2's numbers for training were never published; these are GPT-3's for the same sizes (Brown et al. 2020, table 2.1)
 # on 10 billion tokens of FineWeb-Edu: 2**19 tokens a step for 19,073 steps, warm-up over 375 million tokens.
+FINEWEB = dict(
+    data="edu_fineweb10B", block_size=1024, micro_batch=0, total_batch=524_288, max_steps=19_073, warmup_steps=715,
+    weight_decay=0.1, val_every=250, val_tokens=10_485_760, sample_every=1000, log_every=10,
+)  # fmt: skip
 # Validation losses to expect, in nats per token: gpt2 has 10.95 at step 0, 6.16 at 250, 4.15 at 1,000 and 3.05 at the
 # end (OpenAI's own 124M weights: 3.29); tales has 6.93 (ln 1024) at step 0, and 1.4 bits per byte at the end.
-FINEWEB = dict(data="edu_fineweb10B", block_size=1024)
 RECIPES = {
-    "tales": dict(
-        n_layer=4, n_head=2, n_embd=128, block_size=128, micro_batch=16, total_batch=2048, max_steps=2000, lr=6e-3,
-        min_lr=0.0, warmup_steps=50,
-        weight_decay=1.0,  # ten times the usual: the text is read 12 times, and decay keeps it from being memorised
-        val_every=200, val_tokens=200_000, sample_every=500, save_every=1000, log_every=50,
-    ),
-    "gpt2": dict(**PRESETS["gpt2"], **FINEWEB),
-    "gpt2-medium": dict(**PRESETS["gpt2-medium"], **FINEWEB, lr=3e-4, min_lr=3e-5),
-    "gpt2-large": dict(**PRESETS["gpt2-large"], **FINEWEB, lr=2.5e-4, min_lr=2.5e-5),
-    "gpt2-xl": dict(**PRESETS["gpt2-xl"], **FINEWEB, lr=2e-4, min_lr=2e-5),
+    "tales": dict(),  # the defaults above; weight_decay is ten times the usual, as the text is read 12 times
+    "gpt2": dict(**FINEWEB, **PRESETS["gpt2"], lr=6e-4, min_lr=6e-5),
+    "gpt2-medium": dict(**FINEWEB, **PRESETS["gpt2-medium"], lr=3e-4, min_lr=3e-5),
+    "gpt2-large": dict(**FINEWEB, **PRESETS["gpt2-large"], lr=2.5e-4, min_lr=2.5e-5),
+    "gpt2-xl": dict(**FINEWEB, **PRESETS["gpt2-xl"], lr=2e-4, min_lr=2e-5),
     "finetune": dict(  # the sizes are those of --init
-        n_layer=None, n_head=None, n_embd=None, block_size=None, total_batch=4096, max_steps=200, lr=3e-5, min_lr=3e-6,
-        warmup_steps=10, val_every=50, val_tokens=100_000, sample_every=100, save_every=100,
+        n_layer=None, n_head=None, n_embd=None, block_size=None, micro_batch=0, total_batch=4096, max_steps=200,
+        lr=3e-5, min_lr=3e-6, warmup_steps=10, weight_decay=0.1, val_every=50, val_tokens=100_000, sample_every=100,
+        save_every=100, log_every=10,
     ),
 }  # fmt: skip
 
 
 # === 10. The learning rate of each step, and the optimizers. ========================================================
 def get_lr(step, cfg):
-    """Learning rate of a step: a straight line up over warmup_steps, then half a cosine from lr to min_lr.
+    """Learning rate of a step: a straight line up over warmup_steps, then half a cosine down from lr to min_lr.
 
     Warm-up, because AdamW's averages rest on few gradients at first, and large steps would do lasting damage. Then
     down, because small steps settle where large ones keep jumping over the valley."""
@@ -604,13 +587,13 @@ def get_lr(step, cfg):
 
 
 def configure_optimizers(model, cfg, device):
-    """A list of optimizers, each parameter in exactly one: AdamW; with cfg.optimizer "muon", torch.optim.Muon for the
-    hidden matrices and AdamW for the rest. With cfg.zero each process holds a part of AdamW's state (Rajbhandari et al.
-    2019, arXiv 1910.02054, stage 1)."""
+    """A list of optimizers, each parameter in exactly one: AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101); with
+    cfg.optimizer "muon", Muon for the hidden matrices and AdamW for the rest. With cfg.zero each process holds a part
+    of AdamW's state (Rajbhandari et al. 2019, arXiv 1910.02054, stage 1)."""
     hidden = [p for n, p in model.named_parameters() if ".h." in n and p.dim() == 2 and cfg.optimizer == "muon"]
-    rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    rest = [p for n, p in model.named_parameters() if ".h." not in n or p.dim() < 2 or cfg.optimizer == "adamw"]
     groups = [  # decay pulls the weights of matrices to zero; a bias or a LayerNorm gain has no reason to be near it
-        dict(params=[p for p in rest if p.dim() >= 2], weight_decay=cfg.weight_decay),
+        dict(params=[p for p in rest if p.dim() == 2], weight_decay=cfg.weight_decay),
         dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
     ]
     # AdamW, for each weight w with gradient g:   m = beta1 m + (1 - beta1) g      a mean of recent gradients
@@ -626,8 +609,8 @@ def configure_optimizers(model, cfg, device):
         return [ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **how)]
     optimizers = [torch.optim.AdamW(groups, **how)]
     if hidden:
-        # Muon makes all directions of a matrix's update equally large, so that rare ones are learned too. It is meant
-        # for matrices that map vectors to vectors; embeddings are tables of rows and stay with AdamW.
+        # Muon makes all directions of a matrix's update equally large, so that rare ones are learned too (Jordan 2024,
+        # kellerjordan.github.io/posts/muon). Embeddings are tables of rows, not maps of vectors: they stay with AdamW.
         # match_rms_adamw makes an update as large as AdamW's, so that both can share one learning rate.
         how = dict(lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(torch.optim.Muon(hidden, **how))
@@ -652,7 +635,6 @@ class Runtime:
 
     def autocast(self):
         """A block whose matrix products run in self.dtype, which is at least twice as fast where the hardware has it.
-
         bfloat16 keeps float32's range and 8 bits of precision. float16 keeps 11 bits, but gradients are often smaller
         than its smallest number, 6e-8: the scaler multiplies the loss first and divides the gradients afterwards."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -675,9 +657,8 @@ class Runtime:
 
 
 def setup_runtime(device="auto", dtype="auto", compile="auto"):
-    """Chooses device, dtype and compile, notes why, and joins the other processes if torchrun started this one."""
+    """Chooses device, dtype and compile (section 16), and joins the other processes if torchrun started this one."""
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))  # set by torchrun
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
     device, why_device = choose_device(device, local_rank)
     dtype, why_dtype = choose_dtype(dtype, device)
     compile, why_compile = choose_compile(compile, device)
@@ -696,18 +677,20 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     reasons = [f"device {device}: {why_device}", f"dtype {str(dtype)[6:]}: {why_dtype}"]
     reasons += [f"compile {compile}: {why_compile}"]
-    return Runtime(rank, world_size, device, dtype, compile, reasons, scaler, group)
+    return Runtime(rank, int(os.environ.get("WORLD_SIZE", 1)), device, dtype, compile, reasons, scaler, group)
 
 
 def compile_and_ddp(model, rt):
     """-> the model compiled (to validate), and that in DDP (to train). All share the weights of the raw one, which is
     used to sample (shapes vary, and each would be compiled anew) and to save (the wrappers rename parameters)."""
-    compiled = torch.compile(model) if rt.compile else model
+    compiled = torch.compile(model, dynamic=False) if rt.compile else model
     if rt.world_size == 1:
         return compiled, compiled
-    # DDP gives all processes the same weights and, in the backward pass, each gradient's mean over the processes. As
-    # views of the buckets that are sent, gradients need no memory of their own: 4 bytes a parameter less.
-    return compiled, nn.parallel.DistributedDataParallel(compiled, gradient_as_bucket_view=True)
+    # DDP gives all processes the same weights and, in the backward pass, each gradient's mean over the processes, sent
+    # in buckets while earlier layers are still at work. As views of the buckets gradients need no memory of their own;
+    # large buckets, because torch.compile cuts the model wherever a bucket ends.
+    ddp = nn.parallel.DistributedDataParallel(compiled, gradient_as_bucket_view=True, bucket_cap_mb=100)
+    return compiled, ddp
 
 
 # === 12. THE HEART: one step of training. ===========================================================================
@@ -722,27 +705,26 @@ def train_step(model, batches, optimizers, rt, clip):
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last or rt.world_size == 1 else model.no_sync():
             with rt.autocast():
-                loss = model(x, y)[1]  # the logits get no name, so that they are freed before the backward pass
+                loss = model(x, y)[1]
             loss = loss / len(batches)  # gradients of micro-batches add up; the mean over the batch is wanted
             rt.scaler.scale(loss).backward()  # the chain rule, from the loss back to all weights: p.grad += dloss/dp
         total += loss.detach()
     for optimizer in optimizers:
-        rt.scaler.unscale_(optimizer)
+        rt.scaler.unscale_(optimizer)  # divides the gradients by what scale() multiplied the loss by
     # Clipping: a rare batch with a huge gradient may point the right way, but not that far.
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     for optimizer in optimizers:
-        rt.scaler.step(optimizer)
+        rt.scaler.step(optimizer)  # optimizer.step(), left out if float16 overflowed
         optimizer.zero_grad(set_to_none=True)
-    rt.scaler.update()
+    rt.scaler.update()  # a larger factor after many good steps, a smaller one after an overflow
     return total, norm
 
 
 # === 13. How good is it? ============================================================================================
 @torch.no_grad()
 def evaluate(model, tokens, B, T, max_tokens, rt):
-    """Validation loss over the first max_tokens of `tokens`: the sum in all processes, divided by the count. The same
-    for every B and number of processes. In nats per token; a nat is 1 / ln 2 = 1.44 bits of surprise. Divided by bytes
-    instead of tokens, it can be compared between tokenizers (Data.bits_per_byte)."""
+    """Validation loss over the first max_tokens of `tokens`, in nats per token: the sum in all processes, divided by
+    the count. The same for every B and number of processes."""
     training = model.training
     model.eval()
     total, count = 0.0, 0  # Python's floats are double, which a sum of ten million losses needs
@@ -759,7 +741,7 @@ def evaluate(model, tokens, B, T, max_tokens, rt):
 # === 14. Checkpoints: how not to lose it. ===========================================================================
 def save_checkpoint(path, model, optimizers, rt, **state):
     """Writes all that a run needs to continue, as tensors, numbers, strings, lists, dicts. Every process must call it.
-    The state of the data and of dropout is not in it: both are functions of the seed and the step."""
+    The order of the data and dropout need no entry: both are functions of the seed and the step."""
     for optimizer in optimizers:
         if hasattr(optimizer, "consolidate_state_dict"):
             optimizer.consolidate_state_dict(to=0)  # --zero: each process holds a part, rank 0 collects them
@@ -774,17 +756,15 @@ def load_checkpoint(path):
     Raises UserError for a file that is missing, damaged, or something else."""
     hint = "give one of the files log/<run>/ckpt_*.pt"
     require(Path(path).is_file(), f"there is no checkpoint {path}", hint)
-    with reading(path):
+    with reading(path, hint):
         ckpt = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        old = isinstance(ckpt, dict) and "looked_up" in ckpt
-        require(not old, f"{path} is of an earlier version of train_gpt2.py", "train again, or use that version")
-        kinds = dict(model=dict, model_config=dict, optimizers=list, scaler=dict, config=dict, data=str, step=int)
-        ours = isinstance(ckpt, dict) and all(isinstance(ckpt.get(name), kind) for name, kind in kinds.items())
-        ours = ours and [type(x) for x in ckpt.get("best", [])] == [float, int] and ckpt["step"] >= 0
-        ours = ours and ckpt["config"].keys() == asdict(TrainConfig(**ckpt["config"])).keys()
+        require("looked_up" not in ckpt, f"{path} is of an earlier version of train_gpt2.py", "train again")
+        kinds = {"model": dict, "model_config": dict, "optimizers": list, "scaler": dict, "config": dict, "data": str}
+        kinds |= {"step": int, "best": list}
+        ours = isinstance(ckpt, dict) and all(isinstance(ckpt.get(k), kind) for k, kind in kinds.items())
         require(ours, f"{path} is no checkpoint of train_gpt2.py", hint)
-        config = GPTConfig(**ckpt["model_config"])
-        check_sizes(config, ckpt["model"], rows=config.padded_vocab_size)
+        replace(TrainConfig(**ckpt["config"]), max_steps=ckpt["step"])  # refuses what no run can have
+        check_sizes(GPTConfig(**ckpt["model_config"]), ckpt["model"])
     return ckpt
 
 
@@ -795,40 +775,45 @@ def restore(ckpt, model, optimizers, rt, cfg, data):
     for name in ("data", "optimizer", "total_batch", "seed", "shuffle"):
         what = "other data" if name == "data" else f"{name} {then[name]}, not {now[name]}"
         require(then[name] == now[name], f"the checkpoint was trained with {what}", f"keep its {name}, or begin anew")
-    past = f"the checkpoint is past step {cfg.max_steps}: at {ckpt['step']}"
-    require(ckpt["step"] <= cfg.max_steps, past, "raise --max_steps")
-    with reading("the checkpoint"):
-        model.load_state_dict(ckpt["model"])
-        rt.scaler.load_state_dict(ckpt["scaler"])
-        for optimizer, state in zip(optimizers, ckpt["optimizers"], strict=True):
-            for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
-                saved.update({k: v for k, v in group.items() if k != "params"})  # settings count as they are now
-            optimizer.load_state_dict(copy.deepcopy(state))  # out of the file, which will be deleted during the run
-            for p, moments in optimizer.state.items():
-                shapes = {tuple(m.shape) for m in (moments or {}).values() if torch.is_tensor(m) and m.dim()}
-                require(shapes <= {tuple(p.shape)}, "the optimizer's state does not fit the weights", "use another")
-    return ckpt["step"], tuple(ckpt["best"])
+    step, (best_loss, best_step) = int(ckpt["step"]), ckpt["best"]
+    require(step <= cfg.max_steps, f"the checkpoint is past step {cfg.max_steps}: at {step}", "raise --max_steps")
+    model.load_state_dict(ckpt["model"])
+    rt.scaler.load_state_dict(ckpt["scaler"])
+    for optimizer, state in zip(optimizers, ckpt["optimizers"], strict=True):
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            saved.update({k: v for k, v in group.items() if k != "params"})  # settings count as they are now
+        optimizer.load_state_dict(state)
+        for p, moments in optimizer.state.items():
+            for name, m in (moments or {}).items():  # a copy, for the file will be deleted during the run
+                require(m.dim() == 0 or m.shape == p.shape, "the optimizer's state is of other weights", "use another")
+                moments[name] = m.to(p.device, copy=True)
+    return step, (float(best_loss), int(best_step))
 
 
 # === 15. The loop: everything above, in the order in which it happens. ==============================================
-def build_model(cfg, data, ckpt, initial=None):
-    """The model: of the checkpoint's sizes, or `initial`, which has --init's weights, or new."""
-    sizes = {k: getattr(cfg, k) for k in ("block_size", "n_layer", "n_head", "n_embd")}
+def build_model(cfg, data, ckpt):
+    """The model: of the checkpoint's sizes, or with the weights of --init, or new."""
+    sizes, V = {k: getattr(cfg, k) for k in ("block_size", "n_layer", "n_head", "n_embd")}, data.train.vocab_size
     if ckpt:
         model = GPT(replace(GPTConfig(**ckpt["model_config"]), dropout=cfg.dropout))
-    elif initial:
-        model = initial
+    elif cfg.init:
+        model = GPT.from_pretrained(cfg.init, cfg.block_size, cfg.dropout)
     else:
         hint = "give --init gpt2, a checkpoint or a directory"
         require(None not in sizes.values(), f"recipe {cfg.recipe} starts from weights", hint)
-        model = GPT(GPTConfig(vocab_size=data.train.vocab_size, dropout=cfg.dropout, **sizes))
+        model = GPT(GPTConfig(vocab_size=V, dropout=cfg.dropout, **sizes))
     own, hint = asdict(model.config), "leave it out; with --init, use --recipe finetune"
     for name, size in sizes.items():
         require(size in (None, own[name]), f"{name} is {size}, but the model to start from has {own[name]}", hint)
-    other = f"the model knows {own['vocab_size']} tokens, the data's tokenizer {data.train.vocab_size}"
-    require(own["vocab_size"] == data.train.vocab_size, other, "give the model's own tokenizer with --tokenizer")
+    other = f"the model knows {own['vocab_size']} tokens, the data's tokenizer {V}"
+    require(own["vocab_size"] == V, other, "give the model's own tokenizer with --tokenizer")
     model.activation_checkpointing = cfg.activation_checkpointing
     return model
+
+
+def due(every, step, cfg):
+    """Whether what happens every `every` steps happens after `step` of them. At the end everything does."""
+    return step == cfg.max_steps or (every > 0 and step % every == 0)
 
 
 def train(cfg):
@@ -839,14 +824,14 @@ def train(cfg):
         # Get everything ready.
         run_dir, ckpt_path = open_run(cfg)
         ckpt = load_checkpoint(ckpt_path) if ckpt_path else None
-        initial = GPT.from_pretrained(cfg.init, cfg.block_size, cfg.dropout) if cfg.init and not ckpt else None
         data = load_data(cfg, run_dir)
         torch.manual_seed(cfg.seed)  # every process makes the same weights
-        model = build_model(cfg, data, ckpt, initial).to(rt.device)
+        model = build_model(cfg, data, ckpt).to(rt.device)
         cfg, B, grad_accum = plan_batches(cfg, model, data, rt)
         T = model.config.block_size
         optimizers = configure_optimizers(model, cfg, rt.device)
-        start, best = restore(ckpt, model, optimizers, rt, cfg, data) if ckpt else (0, (math.inf, -1))
+        with reading(ckpt_path):
+            start, best = restore(ckpt, model, optimizers, rt, cfg, data) if ckpt else (0, (math.inf, -1))
         ckpt = None  # frees 12 bytes a parameter in each process
         compiled_model, step_model = compile_and_ddp(model, rt)
         loader = DataLoaderLite(data.train, B, T, grad_accum, rt.rank, rt.world_size, cfg.shuffle, cfg.seed)
@@ -855,23 +840,17 @@ def train(cfg):
 
         def look(step, stopped=False):
             """After `step` steps, do what is due: validate, score, sample, save."""
-            last = step == cfg.max_steps
-
-            def due(every):
-                return last or (every > 0 and step % every == 0)
-
-            if due(cfg.val_every):
+            if due(cfg.val_every, step, cfg):
                 log.val(step, evaluate(compiled_model, data.val, B, T, cfg.val_tokens, rt))
-            if cfg.hellaswag_every and due(cfg.hellaswag_every):
+            if cfg.hellaswag_every and due(cfg.hellaswag_every, step, cfg):
                 import hellaswag
 
                 if scores := hellaswag.score_on_all_ranks(model, data.encoding, rt):
                     log("hellaswag", step, **scores)
-            if due(cfg.sample_every) and data.encoding:
-                log.flush()  # in all processes, for it adds up their losses; the samples are rank 0's alone
-                for text in sample_texts(model, data.encoding, rt, 3 if last else 1, cfg.seed + step):
+            if due(cfg.sample_every, step, cfg) and data.encoding and rt.rank == 0:
+                for text in sample_texts(model, data.encoding, rt, 3 if step == cfg.max_steps else 1, cfg.seed + step):
                     log("sample", step, text=text)
-            if run_dir and step > 0 and (stopped or due(cfg.save_every)):
+            if run_dir and step > 0 and (stopped or due(cfg.save_every, step, cfg)):
                 log.save(step, optimizers)
 
         # Train, then look.
@@ -898,9 +877,7 @@ def train(cfg):
 
 
 def sample_texts(model, encoding, rt, count, seed):
-    """What the model says when it is only told that a document begins: `count` texts on rank 0, none on others."""
-    if rt.rank > 0:
-        return []
+    """What the model says when it is only told that a document begins: `count` texts."""
     eot, generator = encoding.n_vocab - 1, torch.Generator().manual_seed(seed)
     start = torch.full((count, 1), eot, device=rt.device)
     with rt.autocast():
@@ -915,12 +892,11 @@ ENOUGH_TOKENS = {"cuda": 65_536, "mps": 8_192, "cpu": 4_096}  # in a micro-batch
 
 def choose_device(name, local_rank=0):
     """--device -> (torch.device, why). Raises UserError for a device that cannot be used."""
-    gpu = next((kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()), None)
-    why = "a GPU is here" if gpu else f"no GPU here; {torch.get_num_threads()} threads"
-    name, why = (gpu or "cpu", why) if name == "auto" else (name, "as asked")
+    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    why = f"no GPU here; {torch.get_num_threads()} threads" if found == "cpu" else "a GPU is here"
+    name, why = (found, why) if name == "auto" else (name, "as asked")
     try:
-        device = torch.device(name)
-        device = torch.device("cuda", local_rank) if device == torch.device("cuda") else device
+        device = torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
         torch.empty(ENOUGH_TOKENS[device.type], device=device)
     except (RuntimeError, AssertionError, KeyError) as e:  # an AssertionError comes from a torch without CUDA
         reason = str(e).split("\n")[0][:120]
@@ -947,9 +923,9 @@ def choose_compile(name, device):
     """--compile -> (bool, why)."""
     if name != "auto":
         return name == "true", "as asked"
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return False, "auto compiles on CUDA with Triton (Windows: triton-windows); elsewhere the code runs as written"
-    return True, "the first step takes a minute longer, all others less"
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        return True, "the first step takes a minute longer, all others less"
+    return False, "auto compiles on CUDA with Triton (Windows: triton-windows); elsewhere the code runs as written"
 
 
 def keep_freed_memory():
@@ -979,20 +955,21 @@ def largest_micro_batch(model, sequences, rt):
     """The largest divisor of `sequences`, up to ENOUGH_TOKENS, that fits in memory. On CUDA it is tried, with room for
     what the optimizer will hold; elsewhere memory is not the limit. Raises UserError if not one sequence fits."""
     T = model.config.block_size
-    for B in range(min(sequences, max(1, ENOUGH_TOKENS[rt.device.type] // T)), 0, -1):
+    most = min(sequences, max(1, ENOUGH_TOKENS[rt.device.type] // T))
+    for B in (b for b in range(most, 0, -1) if sequences % b == 0):
         full = False
-        if sequences % B == 0 and rt.device.type == "cuda":
-            try:
+        try:
+            if rt.device.type == "cuda":
                 moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
                 x = torch.zeros(B, T, dtype=torch.long, device=rt.device)
                 with rt.autocast():
                     model(x, x)[1].backward()
-            except torch.OutOfMemoryError:
-                full = True
-            moments = None  # noqa: F841
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-        if sequences % B == 0 and not rt.any(full):  # on any card
+        except torch.OutOfMemoryError:
+            full = True
+        moments = None  # noqa: F841
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if not rt.any(full):  # on any card
             return B
     raise UserError(f"not even one sequence of {T} tokens fits in memory", "use --activation_checkpointing")
 
@@ -1050,11 +1027,11 @@ def load_data(cfg, run_dir):
     else:
         require(tokenizer, "a text needs tokenizer.py beside train_gpt2.py", "copy it there, or give shards")
         own = run_dir if run_dir and (run_dir / "tokenizer.json").exists() else cfg.init
-        corpus = tokenizer.read_corpus(path, cfg.tokenizer, own, cfg.vocab_size or PRESETS["tales"]["vocab_size"])
-        rows, V = [np.array(ids, np.int32) for ids in (corpus.train, corpus.val)], corpus.encoding.n_vocab
-        identity, file = hashlib.sha256(rows[0].tobytes() + rows[1].tobytes()), tokenizer.to_json(corpus.encoding)
-        streams, source = [TokenStream([row], V) for row in rows], f"{path.name}, {V:,} kinds of tokens"
-        data = Data(*streams, corpus.encoding, file, corpus.val_bytes, identity.hexdigest(), source)
+        text = tokenizer.read_corpus(path, cfg.tokenizer, own, cfg.vocab_size or PRESETS["tales"]["vocab_size"])
+        V, rows = text.encoding.n_vocab, [np.array(ids, np.int32) for ids in (text.train, text.val)]
+        identity, streams = hashlib.sha256(rows[0].tobytes() + rows[1].tobytes()), [TokenStream([r], V) for r in rows]
+        source, file = f"{path.name}, {V:,} kinds of tokens", tokenizer.to_json(text.encoding)
+        data = Data(*streams, text.encoding, file, text.val_bytes, identity.hexdigest(), source)
     V = data.train.vocab_size
     what = f"vocab_size is {cfg.vocab_size}, but the data's tokenizer has {V} tokens"
     require(cfg.vocab_size in (None, V), what, "leave --vocab_size out, or use another tokenizer")
@@ -1082,8 +1059,8 @@ def load_shards(path, cfg, tokenizer):
     encoding = tokenizer and tokenizer.for_shards(path, cfg.tokenizer, sha256, cfg.vocab_size)
     V = encoding.n_vocab if encoding and not sha256 else V
     identity = hashlib.sha256(json.dumps([lengths, sha256, str(val_bytes)]).encode()).hexdigest()
-    streams, file = (TokenStream(train, V), TokenStream(val, V)), encoding and tokenizer.to_json(encoding)
-    return Data(*streams, encoding, file, val_bytes, identity, f"{path}, {len(train)} + {len(val)} shards, {source}")
+    source, file = f"{path}, {len(train)} + {len(val)} shards, {source}", encoding and tokenizer.to_json(encoding)
+    return Data(TokenStream(train, V), TokenStream(val, V), encoding, file, val_bytes, identity, source)
 
 
 # === 18. Files: written whole or not at all, and read as what may be damaged. =======================================
@@ -1145,21 +1122,22 @@ def open_run(cfg):
     log/tales, log/tales-2, ...: a new run never gets one that holds another, and --resume takes the last."""
     if cfg.resume not in (None, "auto"):
         return Path(cfg.resume).parent, Path(cfg.resume)
+    if cfg.max_steps == 0:  # only to look: nothing will be written
+        require(not cfg.resume, "there is nothing to resume for --max_steps 0", "give the run's folder with --init")
+        return None, None
     name = cfg.name or cfg.recipe
     plain = name not in ("", ".", "..") and not set(name) & set("/\\")
     require(plain, f"name {name!r} is no name of a folder", "leave out slashes; --log_dir says where it is")
     found = [(re.fullmatch(re.escape(name) + r"(?:-(\d+))?", p.name), p) for p in Path(cfg.log_dir).glob("*")]
-    taken = sorted((int(match[1] or 1), path) for match, path in found if match and any(path.iterdir()))
-    number, folder = taken[-1] if taken else (0, Path(cfg.log_dir) / name)
-    if cfg.max_steps == 0:  # only to look: nothing will be written
-        require(not cfg.resume, "there is nothing to resume for --max_steps 0", "give the run's folder with --init")
-        return None, None
-    if cfg.resume or not taken:
-        newest = newest_checkpoint([folder])
-        require(newest or not checkpoints(folder), f"no checkpoint in {folder} can be used", "begin a new run: --name")
-        return folder, newest
-    require(not cfg.name, f"{folder} holds a run already", "continue it with --resume, or choose another --name")
-    return folder.with_name(f"{name}-{number + 1}"), None
+    taken = [(int(match[1] or 1), path) for match, path in found if match and any(path.iterdir())]
+    number, last = max(taken, default=(0, None))
+    if cfg.resume and last:
+        newest = newest_checkpoint([last])
+        require(newest or not checkpoints(last), f"no checkpoint in {last} can be used", "begin a new run: --name")
+        return last, newest
+    hint = "continue it with --resume, or choose another --name"
+    require(not (cfg.name and last), f"{last} holds a run already", hint)
+    return Path(cfg.log_dir) / (f"{name}-{number + 1}" if last else name), None
 
 
 # === 19. The log: a line an event in log.jsonl, a line an interval on the terminal, and a picture. ==================
@@ -1183,13 +1161,12 @@ class RunLog:
 
     def __init__(self, run_dir, cfg, rt, data, model, start, best):
         self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
-        self.events, self.pending = [], []  # pending: steps whose loss is still on the device
-        self.val_loss, self.saved, self.warming_up, self.picture = math.nan, [start], True, True
+        self.events, self.val_loss, self.saved, self.warm, self.picture = [], math.nan, [start], False, True
         card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
         self.peak = rt.world_size * 1e12 * next((tera for name, tera in PEAK_TFLOPS.items() if name in card), math.inf)
-        published = (replace(model.config, dropout=0.0), cfg.total_batch) == (GPTConfig(), 524_288)
         # Whether EXPECTED_LOSS is about such a run.
-        self.known = published and not cfg.init and bool(re.search("fineweb.?edu|edu.?fineweb", data.source))
+        published = (replace(model.config, dropout=0.0), cfg.total_batch) == (GPTConfig(), 524_288) and not cfg.init
+        self.known = published and bool(re.search("fineweb.?edu|edu.?fineweb", data.source))
         passes = cfg.max_steps * cfg.total_batch / len(data.train)
         rt.print(
             *rt.reasons,
@@ -1219,10 +1196,8 @@ class RunLog:
             finite = not isinstance(value, float) or math.isfinite(value)
             require(finite, f"{name} is {value} at step {step}: the run has diverged", hint)
 
-    def __call__(self, event, step, show=True, note=None, **values):
+    def __call__(self, event, step, note=None, **values):
         """One event: all its digits go to log.jsonl, a line to the terminal. Only training counts as time."""
-        if event != "train":
-            self.flush()
         self.require_finite(step, **values)
         self.events.append(dict(event=event, step=step, **values))
         if self.run_dir and self.rt.rank == 0:
@@ -1232,34 +1207,25 @@ class RunLog:
             except OSError as e:
                 raise UserError(f"cannot write {self.run_dir}/log.jsonl: {e}", "make room, and use --resume") from e
         texts = [FORMATS[k].format(v) for k, v in (values | dict(note=note)).items() if k in FORMATS and v is not None]
-        if show and texts:
+        if texts:
             self.rt.print(f"step {step:5d} | " + " | ".join(texts))
-        self.clock = time.perf_counter()
+        self.clock, self.steps = time.perf_counter(), 0
 
     def train(self, step, loss, norm, lr):
-        """Notes a step. Losses are read from the device at the interval only, so that the CPU need not wait for it."""
-        self.pending.append((step, loss, norm, lr))
-        if self.warming_up or (step + 1) % self.cfg.log_every == 0:
-            self.flush()
-
-    def flush(self):
-        """Reads the pending losses from the device and notes them."""
-        if not self.pending:
+        """Notes every log_every-th step. Reading a loss from the device makes the CPU wait, so others are not read."""
+        self.steps += 1
+        if self.warm and (step + 1) % self.cfg.log_every and step + 1 < self.cfg.max_steps:
             return
-        steps, losses, norms, lrs = zip(*self.pending, strict=True)
-        self.pending = []
-        losses, norms = torch.stack(losses).tolist(), torch.stack(norms).tolist()  # waits for the device
-        losses = [total / self.rt.world_size for total in self.rt.sum(losses)]
-        ms = (time.perf_counter() - self.clock) * 1000 / len(steps)
+        loss, norm = self.rt.sum([loss.item()])[0] / self.rt.world_size, norm.item()  # waits for the device
+        if self.rt.scaler.is_enabled() and not math.isfinite(norm):
+            norm = None  # float16: the scaler tries how far it can go, and leaves such a step out
+        ms = (time.perf_counter() - self.clock) * 1000 / self.steps
         rate = self.cfg.total_batch / ms * 1000
-        speed = dict(ms=ms, tokens_per_s=rate, mfu=self.model.flops_per_token() * rate / self.peak or None)
-        minutes, seconds = divmod(int((self.cfg.max_steps - steps[-1] - 1) * ms / 1000), 60)
+        mfu = self.model.flops_per_token() * rate / self.peak or None
+        minutes, seconds = divmod(int((self.cfg.max_steps - step - 1) * ms / 1000), 60)
         left = f"{minutes // 60} h {minutes % 60} m left" if minutes > 99 else f"{minutes} m {seconds:02d} s left"
-        left, self.warming_up = "warming up" if self.warming_up else left, False
-        for step, loss, norm, lr in zip(steps, losses, norms, lrs, strict=True):
-            if self.rt.scaler.is_enabled() and not math.isfinite(norm):
-                norm = None  # float16: the scaler tries how far it can go, and leaves such a step out
-            self("train", step, show=step == steps[-1], note=left, loss=loss, lr=lr, norm=norm, **speed)
+        left, self.warm = left if self.warm else "warming up", True  # the first step compiles and takes memory
+        self("train", step, left, loss=loss, lr=lr, norm=norm, ms=ms, tokens_per_s=rate, mfu=mfu)
 
     def val(self, step, loss):
         """Notes a validation; on a run like the published one, with a word on how it stands beside it."""
@@ -1267,11 +1233,10 @@ class RunLog:
         if self.known and good:
             word = f"{'behind' if loss > good else 'ahead'} by {abs(loss - good):.2f}"
             note = f"{'on track' if abs(loss - good) <= 0.02 * good else word}: a good run has {good:.2f} here"
-        self("val", step, note=note, val_loss=loss, val_bpb=self.data.bits_per_byte(loss))
+        self("val", step, note, val_loss=loss, val_bpb=self.data.bits_per_byte(loss))
 
     def save(self, step, optimizers):
         """Writes a checkpoint, then removes all but the last two and the best."""
-        self.flush()  # a loss that is no number must end the run before the last good checkpoint goes
         largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()]).max().item()  # nan beats all
         self.require_finite(step, largest_weight=largest)
         self.best, path = min(self.best, (self.val_loss, step)), self.run_dir / f"ckpt_{step:06d}.pt"
@@ -1287,7 +1252,6 @@ class RunLog:
 
     def close(self, stopped):
         """Says what to do next."""
-        self.flush()
         if stopped:
             self.rt.print("stopped as asked; continue with --resume")
         elif len(self.events) == 1:  # the configuration

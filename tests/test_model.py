@@ -6,6 +6,7 @@ Weights are made large and all different (`lively`), so that a swapped, transpos
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,8 @@ from train_gpt2 import (
     GPT,
     PRESETS,
     GPTConfig,
-    TrainConfig,
     UserError,
     causal_attention,
-    configure_optimizers,
-    sample_next,
 )
 
 TINY = GPTConfig(block_size=16, vocab_size=101, n_layer=3, n_head=2, n_embd=32)  # padded vocabulary: 128
@@ -178,8 +176,8 @@ def test_greedy_generation_equals_plain_recomputation_past_the_end_of_the_block(
         expected = torch.cat((expected, logits.argmax(-1, keepdim=True)), dim=1)
     assert expected[:, T:].unique().numel() > 5  # not one word over and over
     assert torch.equal(model.generate(ids(3, T), 24, temperature=0), expected)
-    uncached = list(model.stream(ids(3, T), 24, temperature=0, use_cache=False))
-    assert torch.equal(torch.cat(uncached, 1), expected[:, T:])
+    streamed = list(model.stream(ids(3, T), 24, temperature=0))
+    assert torch.equal(torch.cat(streamed, 1), expected[:, T:])
 
 
 def test_rows_of_a_batch_do_not_touch_each_other(model):
@@ -210,7 +208,7 @@ def test_number_of_parameters(name, params):
         model = GPT(GPTConfig.from_name(name))
     assert model.num_params() == params
     assert model.lm_head.weight is model.transformer.wte.weight
-    assert model.lm_head.weight.size(0) == model.config.padded_vocab_size == 50304
+    assert model.lm_head.weight.size(0) == model.config.vocab_size == 50257  # filled up in the loss only
     if name == "gpt2":  # 6 for each weight but the positions', and 12 C T for each layer
         assert model.flops_per_token() == 6 * (params - 1024 * 768) + 12 * 12 * 768 * 1024 == 855_166_464
 
@@ -222,7 +220,6 @@ def test_initial_weights():
     for name, p in model.named_parameters():
         kind = next((k for k in ("c_proj.weight", "wpe") if k in name), "matrix" if p.dim() == 2 else "")
         std = {"c_proj.weight": 0.02 / math.sqrt(2 * 8), "wpe": 0.01, "matrix": 0.02}.get(kind)
-        p = p[:1001]  # without the padding rows
         if std:
             assert p.std().item() == pytest.approx(std, rel=0.06), name
             assert abs(p.mean().item()) < 5 * std / math.sqrt(p.numel()), name
@@ -230,7 +227,6 @@ def test_initial_weights():
             assert (p == (0 if name.endswith("bias") else 1)).all(), name
         seen.add(kind)
     assert seen == {"c_proj.weight", "wpe", "matrix", ""}
-    assert (model.transformer.wte.weight[1001:] == 0).all()
     loss = model(ids(8, 64, V=1001), ids(8, 64, seed=2, V=1001))[1]
     assert loss.item() == pytest.approx(math.log(1001), abs=0.1)  # it knows nothing yet
 
@@ -258,52 +254,44 @@ def test_configurations_by_name():
         GPTConfig.from_name("gpt3")
     assert "gpt2-xl" in e.value.hint
     assert GPTConfig.from_name("gpt2-medium", block_size=64) == GPTConfig(64, 50257, 24, 16, 1024)
-    for name in PRESETS:
-        config = GPTConfig.from_name(name)
-        assert config.padded_vocab_size % 64 == 0 and 0 <= config.padded_vocab_size - config.vocab_size < 64
+    assert all(GPTConfig.from_name(name).n_layer == PRESETS[name]["n_layer"] for name in PRESETS)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The padded vocabulary
+# The vocabulary, filled up to a multiple of 64 in the loss
 # ----------------------------------------------------------------------------------------------------------------------
-def test_padded_ids_are_never_sampled():
+def test_only_tokens_of_the_vocabulary_are_sampled():
     torch.manual_seed(0)
     model = GPT(TINY)  # untrained, so all ids are about equally likely
     generator = torch.Generator().manual_seed(0)
     how = dict(temperature=100.0, generator=generator)
     drawn = torch.cat([model.generate(ids(64, 1, seed=s), 16, **how) for s in range(4)])
     assert drawn.max().item() == TINY.vocab_size - 1 and drawn.unique().numel() == TINY.vocab_size
-    with torch.no_grad():  # even if something had written to the padding rows
-        model.transformer.wte.weight[TINY.vocab_size :] = 100.0
-        assert (model.head(model.hidden(ids(2, 4)))[..., TINY.vocab_size :] == -math.inf).all()
-    assert model.generate(ids(64, 1), 16, **how).max() < TINY.vocab_size
 
 
-def test_padding_rows_get_no_gradient_and_stay_zero(model):
-    model.train()
-    [optimizer] = configure_optimizers(model, TrainConfig(lr=0.1, min_lr=0.0), "cpu")
-    for seed in range(3):
-        idx = ids(4, 17, seed)
-        optimizer.zero_grad()
-        model(idx[:, :-1], idx[:, 1:])[1].backward()
-        assert (model.transformer.wte.weight.grad[TINY.vocab_size :] == 0).all()
-        assert (model.transformer.wte.weight.grad[: TINY.vocab_size] != 0).any(dim=1).all()
-        optimizer.step()
-    assert (model.transformer.wte.weight[TINY.vocab_size :] == 0).all()
-
-
-def test_padding_does_not_change_loss_or_gradient(model):
-    idx = ids(4, 17)
+@pytest.mark.parametrize("V", [64, 101, 128, 129])
+def test_filling_up_the_vocabulary_does_not_change_loss_or_gradient(V):
+    torch.manual_seed(0)
+    model = lively(GPT(replace(TINY, vocab_size=V)))
+    idx = ids(4, 17) % V
     logits, loss = model(idx[:, :-1], idx[:, 1:])
-    assert logits.shape == (4, 16, TINY.vocab_size)
+    assert logits.shape == (4, 16, V) and not logits.requires_grad  # they would drag a gradient of zeros along
     loss.backward()
     got = model.transformer.wte.weight.grad.clone()
     model.zero_grad()
-    x = model.hidden(idx[:, :-1])
-    plain = F.cross_entropy((x @ model.lm_head.weight[: TINY.vocab_size].T).flatten(0, 1), idx[:, 1:].flatten())
+    plain = F.cross_entropy(model(idx[:, :-1])[0].flatten(0, 1), idx[:, 1:].flatten())
     torch.testing.assert_close(loss, plain)
     plain.backward()
     torch.testing.assert_close(got, model.transformer.wte.weight.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_head_of_the_loss_has_a_multiple_of_64_rows(model, monkeypatch):
+    """Tiles of matrix units: 101 rows are filled up to 128, whose probabilities are zero."""
+    seen, loss = [], F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda z, *rest, **how: seen.append(z) or loss(z, *rest, **how))
+    idx = ids(4, 17)
+    model(idx[:, :-1], idx[:, 1:])
+    assert seen[0].shape == (64, 128) and (seen[0].softmax(-1)[:, 101:] == 0).all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -397,7 +385,7 @@ def reference_distribution(logits, temperature, top_k, top_p):
 def test_sampling_follows_the_reference(temperature, top_k, top_p):
     logits = torch.randn(2, 10, generator=torch.Generator().manual_seed(3)) * 1.5
     n, generator = 20_000, torch.Generator().manual_seed(0)
-    drawn = sample_next(logits.repeat_interleave(n, dim=0), temperature, top_k, top_p, generator)
+    drawn = GPT.sample_next(logits.repeat_interleave(n, dim=0), temperature, top_k, top_p, generator)
     assert drawn.shape == (2 * n, 1)
     for row, tokens in zip(logits.tolist(), drawn.view(2, n), strict=True):
         expected = reference_distribution(row, temperature, top_k, top_p)
@@ -407,14 +395,14 @@ def test_sampling_follows_the_reference(temperature, top_k, top_p):
 
 def test_temperature_zero_is_the_likeliest_token(model):
     logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(sample_next(logits, temperature=0, top_k=3, top_p=0.5)[:, 0], logits.argmax(-1))
+    assert torch.equal(GPT.sample_next(logits, temperature=0, top_k=3, top_p=0.5)[:, 0], logits.argmax(-1))
 
 
 @pytest.mark.parametrize("wrong", [dict(temperature=-0.1), dict(temperature=math.nan), dict(temperature=math.inf),
                                    dict(top_k=0), dict(top_p=0.0), dict(top_p=1.1), dict(top_p=math.nan)])  # fmt: skip
 def test_mistakes_in_sampling(wrong):
     with pytest.raises(UserError) as e:
-        sample_next(torch.zeros(1, 4), **wrong)
+        GPT.sample_next(torch.zeros(1, 4), **wrong)
     assert e.value.hint
 
 

@@ -110,18 +110,18 @@ def test_learning_rate_is_the_closed_form(recipe):
 
 
 def test_learning_rate_without_warmup_and_with_nothing_else():
-    assert get_lr(0, TrainConfig(warmup_steps=0)) == 6e-4
-    assert get_lr(4, TrainConfig(warmup_steps=10, max_steps=5)) == pytest.approx(3e-4)
-    assert get_lr(5, TrainConfig(warmup_steps=5, max_steps=5)) == pytest.approx(6e-4)  # no division by zero
+    assert get_lr(0, TrainConfig(lr=6e-4, warmup_steps=0)) == 6e-4
+    assert get_lr(4, TrainConfig(lr=6e-4, warmup_steps=10, max_steps=5)) == pytest.approx(3e-4)
+    assert get_lr(5, TrainConfig(lr=6e-4, warmup_steps=5, max_steps=5)) == pytest.approx(6e-4)  # no division by zero
 
 
 def test_decay_groups_of_the_124M_model():
-    """GPT-2 124M with its vocabulary padded to 50,304; the tied matrix is counted once. No memory is taken."""
+    """GPT-2 124M; the tied matrix is counted once. No memory is taken."""
     with torch.device("meta"):
         model = GPT(GPTConfig())
     (optimizer,) = configure_optimizers(model, TrainConfig(weight_decay=0.1), "meta")
     matrices, vectors = optimizer.param_groups
-    assert (len(matrices["params"]), sum(p.numel() for p in matrices["params"])) == (50, 124_354_560)
+    assert (len(matrices["params"]), sum(p.numel() for p in matrices["params"])) == (50, 124_318_464)
     assert (len(vectors["params"]), sum(p.numel() for p in vectors["params"])) == (98, 121_344)
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
 
@@ -175,7 +175,7 @@ def plain_groups(model):
 def test_fused_adamw_takes_the_path_of_the_plain_one(rt):
     """20 steps of ours (fused) beside torch's loop over tensors: the same path, but for the order of sums."""
     fused, plain = new_model(), new_model()
-    ours = configure_optimizers(fused, TrainConfig(lr=0.01), "cpu")
+    ours = configure_optimizers(fused, TrainConfig(lr=0.01, weight_decay=0.1), "cpu")
     assert all(group["fused"] for group in ours[0].param_groups)
     options = dict(lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=False, foreach=False)
     theirs = [torch.optim.AdamW(plain_groups(plain), **options)]
@@ -243,7 +243,7 @@ def test_clipping_shortens_the_gradient_and_reports_its_length_before(rt):
 
 def test_train_step_is_the_loop_that_one_would_write(rt):
     """Five steps with schedule, accumulation, clipping and AdamW beside the loop written out in plain torch."""
-    cfg = TrainConfig(lr=0.01, warmup_steps=2, max_steps=5, min_lr=0.001)
+    cfg = TrainConfig(lr=0.01, warmup_steps=2, max_steps=5, min_lr=0.001, weight_decay=0.1)
     ours, plain = new_model(), new_model()
     (optimizer,) = configure_optimizers(ours, cfg, "cpu")
     reference = torch.optim.AdamW(plain_groups(plain), betas=(0.9, 0.95))
@@ -576,7 +576,7 @@ def test_time_left_is_that_of_the_steps_to_come(rt, monkeypatch, capsys, more, l
     lines = [line for line in capsys.readouterr().out.splitlines() if " | loss " in line]
     assert [line.split()[1] for line in lines] == ["0", "9", "19"]
     assert lines[0].endswith("| warming up") and lines[-1].endswith(f"| {left}")
-    assert [e["ms"] for e in of(log.events, "train")] == [60_000] + [2000] * 19
+    assert [e["ms"] for e in of(log.events, "train")] == [60_000, 2000, 2000]
 
 
 def test_last_line_says_what_to_look_at_and_what_to_run_next(tiny_config, capsys):
@@ -625,7 +625,7 @@ def test_losses_are_read_from_the_device_at_the_interval_only(tiny_config, monke
     if OnDevice.reads:  # at the end of the run
         read_at.append(11)
     assert read_at == expected
-    assert [e["step"] for e in of(events, "train")] == list(range(12))  # each step is in the log nevertheless
+    assert [e["step"] for e in of(events, "train")] == expected
 
 
 class CountReads(TorchDispatchMode):
@@ -1009,7 +1009,7 @@ def test_training_and_validation_are_compiled_once_each(tiny_config, monkeypatch
     def counted(**settings):
         torch._dynamo.reset()
         counter = CompileCounter()
-        monkeypatch.setattr(torch, "compile", lambda model: compile(model, backend=counter))
+        monkeypatch.setattr(torch, "compile", lambda model, **how: compile(model, backend=counter, **how))
         events = train(tiny_config(max_steps=4, val_every=1, dropout=0.0, **settings))
         return events, counter
 

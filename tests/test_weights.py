@@ -20,9 +20,9 @@ from safetensors.torch import load, load_file, save_file
 
 import train_gpt2
 from train_gpt2 import (
-    CONV1D,
     GPT,
     PRESETS,
+    TRANSPOSED,
     GPTConfig,
     Runtime,
     TrainConfig,
@@ -136,7 +136,6 @@ def test_every_format_gives_the_same_model(tmp_path, theirs, make):
     assert ours.config == CONFIG
     assert_same_function(ours, theirs)
     assert ours.lm_head.weight is ours.transformer.wte.weight
-    assert (ours.lm_head.weight[300:] == 0).all() and len(ours.lm_head.weight) == 320
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
@@ -205,7 +204,7 @@ def test_openais_sizes_equal_transformers_shapes(name):
     with torch.device("meta"):
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**p))
         ours = GPT(GPTConfig.from_name(name))
-    shapes = {k: (*w.shape[::-1],) if k.endswith(CONV1D) else (*w.shape,) for k, w in theirs.state_dict().items()}
+    shapes = {k: (*w.shape[::-1],) if k.endswith(TRANSPOSED) else (*w.shape,) for k, w in theirs.state_dict().items()}
     for k, w in ours.state_dict().items():
         rows = 50257 if k in ("transformer.wte.weight", "lm_head.weight") else len(w)
         assert shapes.pop(k) == (rows, *w.shape[1:])

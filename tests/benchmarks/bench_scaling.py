@@ -88,7 +88,6 @@ def measure(kind, job):
     start = next(e for e in events if e["event"] == "config")
     model = GPT(GPTConfig(**start["model"]))
     embeddings = sum(getattr(model.transformer, name).weight.numel() for name in ("wte", "wpe"))
-    embeddings -= (model.config.padded_vocab_size - model.config.vocab_size) * model.config.n_embd
     tokens = job["max_steps"] * cfg.total_batch
     last = [e["loss"] for e in events if e["event"] == "train"][-16:]
     curve = [dict(tokens=e["step"] * cfg.total_batch, val_loss=e["val_loss"]) for e in events if e["event"] == "val"]

@@ -23,10 +23,15 @@ TOKENS = 10e9
 
 
 def shapes(c):
-    """The parameters as train_gpt2.GPT makes them: a list of shapes, padded vocabulary, the tied matrix once."""
+    """The parameters as train_gpt2.GPT makes them: a list of shapes, the tied matrix once."""
     C = c.n_embd
     block = [(C,), (C,), (3 * C, C), (3 * C,), (C, C), (C,), (C,), (C,), (4 * C, C), (4 * C,), (C, 4 * C), (C,)]
-    return [(c.padded_vocab_size, C), (c.block_size, C), *(block * c.n_layer), (C,), (C,)]
+    return [(c.vocab_size, C), (c.block_size, C), *(block * c.n_layer), (C,), (C,)]
+
+
+def padded(c):
+    """The rows of the head while it trains: the vocabulary filled up to a multiple of 64."""
+    return math.ceil(c.vocab_size / 64) * 64
 
 
 def parameters(c):
@@ -55,7 +60,7 @@ def block_bytes(c, T, number):
 
 def head_bytes(c, T, number):
     """What is kept outside the blocks: the last norm, the head's input, and the logarithms of probabilities."""
-    return T * (4 * c.n_embd + 8 + number * c.n_embd + 4 * c.padded_vocab_size)
+    return T * (4 * c.n_embd + 8 + number * c.n_embd + 4 * padded(c))
 
 
 def kept_bytes(c, T, number, checkpointing=False):
@@ -66,13 +71,13 @@ def kept_bytes(c, T, number, checkpointing=False):
 
 def cast_bytes(c, checkpointing=False):
     """The bfloat16 copies of matrices that are kept with them: of the head, and of blocks that are not recomputed."""
-    return 2 * c.n_embd * (c.padded_vocab_size + (0 if checkpointing else 12 * c.n_embd * c.n_layer))
+    return 2 * c.n_embd * (padded(c) + (0 if checkpointing else 12 * c.n_embd * c.n_layer))
 
 
 def activation_bytes(c, T, number=2, checkpointing=False):
     """At the worst moment: what is kept, and beside the head's logarithms their gradient, the logits' and its cast;
     with checkpointing, or else a block computed again, if that is more."""
-    at_the_head = T * c.padded_vocab_size * (4 + 4 + number)
+    at_the_head = T * padded(c) * (4 + 4 + number)
     in_a_block = block_bytes(c, T, number) if checkpointing else 0
     return kept_bytes(c, T, number, checkpointing) + max(at_the_head, in_a_block)
 
@@ -86,9 +91,8 @@ def total_bytes(c, B, processes=1, zero=False, checkpointing=False):
 
 
 def flops_per_token(c):
-    """See GPT.flops_per_token; the true vocabulary."""
-    true = parameters(c) - (c.padded_vocab_size - c.vocab_size) * c.n_embd
-    return 6 * (true - c.block_size * c.n_embd) + 12 * c.n_layer * c.n_embd * c.block_size
+    """See GPT.flops_per_token."""
+    return 6 * (parameters(c) - c.block_size * c.n_embd) + 12 * c.n_layer * c.n_embd * c.block_size
 
 
 def hours(c, card, gpus):
