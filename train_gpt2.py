@@ -287,6 +287,9 @@ class GPT(nn.Module):
         """Continues idx (B, T) token by token: yields (B, 1) ids. Past block_size tokens the window slides."""
         training, cache = self.training, None
         self.eval()
+        # cuDNN's attention makes a plan for each new length, 30 ms a token on H100: off while lengths change.
+        cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(False)
         try:
             for _ in range(max_new_tokens):
                 if cache and cache[0].length < self.config.block_size:
@@ -300,6 +303,7 @@ class GPT(nn.Module):
                 yield token
         finally:
             self.train(training)
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
         """Returns idx (B, T) continued: (B, T + new). A row that has produced stop_token repeats it from then on, and
@@ -602,7 +606,7 @@ def configure_optimizers(model, cfg, device):
     # So a weight moves by about lr a step, whatever the size of its gradient. beta2 = 0.95 (GPT-3's) averages over some
     # 20 steps; the usual 0.999, over 1,000, would adapt too late to a change.
     # fused: one kernel for all tensors instead of a dozen small ones for each.
-    how = dict(lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=torch.device(device).type in ("cuda", "cpu"))
+    how = dict(lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=torch.device(device).type in ("cuda", "mps", "cpu"))
     if cfg.zero and dist.is_initialized():
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -670,6 +674,7 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
         keep_freed_memory()
     group = None
     if "RANK" in os.environ:
+        require(device.index in (None, local_rank), f"every process would use {device}", "use --device cuda")
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
         # Sums on the CPU get a group of their own: freed together with DDP's, a shared one was seen to hang.
@@ -892,15 +897,21 @@ ENOUGH_TOKENS = {"cuda": 65_536, "mps": 8_192, "cpu": 4_096}  # in a micro-batch
 
 def choose_device(name, local_rank=0):
     """--device -> (torch.device, why). Raises UserError for a device that cannot be used."""
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    why = f"no GPU here; {torch.get_num_threads()} threads" if found == "cpu" else "a GPU is here"
+    found, why = "cpu", "no GPU here"
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        found, why = "cuda" if torch.cuda.is_available() else "mps", "a GPU is here"
+    elif shutil.which("nvidia-smi"):
+        too_old = "the driver of this NVIDIA GPU is too old for this build of torch"
+        why = too_old if torch.version.cuda else "this build of torch is for CPUs only, though an NVIDIA GPU is here"
+        require("RANK" not in os.environ or name != "auto", why, "install a newer driver or another build of torch")
     name, why = (found, why) if name == "auto" else (name, "as asked")
     try:
         device = torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
-        torch.empty(ENOUGH_TOKENS[device.type], device=device)
+        torch.ones(ENOUGH_TOKENS[device.type], device=device).sum().item()  # fails where torch has no kernels for it
     except (RuntimeError, AssertionError, KeyError) as e:  # an AssertionError comes from a torch without CUDA
-        reason = str(e).split("\n")[0][:120]
-        raise UserError(f"cannot use device {name!r}: {reason}", "use auto, cpu, cuda, cuda:N or mps") from e
+        reason, count = str(e).split("\n")[0][:120], torch.cuda.device_count()
+        hint = f"use auto, cpu, cuda, cuda:N or mps; GPUs here: {count}, and each process needs one"
+        raise UserError(f"cannot use device {name!r}: {reason}", hint) from e
     return device, why
 
 
@@ -1150,9 +1161,10 @@ FORMATS = dict(  # how the values of an event look on the terminal
 # and that of OpenAI's own weights on the same text.
 EXPECTED_LOSS, GPT2_LOSS = {0: 10.95, 250: 6.163, 1000: 4.153, 1250: 3.952, 19_073: 3.05}, 3.2924
 # MFU, model FLOPs utilisation: the share of a card's peak that the model's own operations reach. 40 % is good; the rest
-# is mostly waiting for memory. Peaks: dense bf16 (V100 and T4: fp16), in TFLOP/s, from the makers' data sheets.
+# is mostly waiting for memory. Peaks: dense products in 16 bits, in TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {
-    "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165.2, "3090": 71, "V100": 125, "T4": 65,
+    "NVIDIA H200": 989, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-SXM4-40GB": 312, "NVIDIA L40S": 362, "NVIDIA GeForce RTX 4090": 165.2, "NVIDIA GeForce RTX 3090": 71,
 }  # fmt: skip
 
 
@@ -1163,7 +1175,8 @@ class RunLog:
         self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
         self.events, self.val_loss, self.saved, self.warm, self.picture = [], math.nan, [start], False, True
         card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
-        self.peak = rt.world_size * 1e12 * next((tera for name, tera in PEAK_TFLOPS.items() if name in card), math.inf)
+        peak = PEAK_TFLOPS.get(card, math.inf) if rt.dtype != torch.float32 else math.inf
+        self.peak = rt.world_size * 1e12 * peak
         # Whether EXPECTED_LOSS is about such a run.
         published = (replace(model.config, dropout=0.0), cfg.total_batch) == (GPTConfig(), 524_288) and not cfg.init
         self.known = published and bool(re.search("fineweb.?edu|edu.?fineweb", data.source))
@@ -1369,7 +1382,7 @@ def run_main(function, argv=None):
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(3)  # what all processes met the first one tells, and torchrun ends the others meanwhile
         text, hint = " ".join(str(e).split())[:300], getattr(e, "hint", None)
-        if isinstance(e, torch.OutOfMemoryError | MemoryError) or "you tried to allocate" in text:
+        if isinstance(e, torch.OutOfMemoryError | MemoryError) or "tried to allocate" in text.lower():
             text, hint = f"out of memory: {text}", "halve --micro_batch, or use --activation_checkpointing, --zero"
         elif isinstance(e, ModuleNotFoundError):
             hint = f"pip install {e.name}, or copy {e.name}.py beside this file"

@@ -146,7 +146,7 @@ def peak_memory(device):
 def peak_flops(device):
     """Operations a second in bfloat16: of a card that train_gpt2 knows by its data sheet, else of a large product."""
     name = torch.cuda.get_device_name() if device == "cuda" else ""
-    known = [1e12 * tera for card, tera in train_gpt2.PEAK_TFLOPS.items() if card in name]
+    known = [1e12 * tera for card, tera in train_gpt2.PEAK_TFLOPS.items() if card == name]
     return known[0] if known else measured_peak(device, torch.bfloat16)
 
 

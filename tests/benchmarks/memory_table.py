@@ -17,7 +17,7 @@ from train_gpt2 import PEAK_TFLOPS, PRESETS, GPTConfig  # noqa: E402
 
 RESULTS = HERE / "results"
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-CARDS = {"4090": "RTX 4090", "A100": "A100", "H100": "H100"}
+CARDS = {"NVIDIA GeForce RTX 4090": "RTX 4090", "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H100 80GB HBM3": "H100"}
 MFU = 0.40  # share of the card's peak that training reaches: assumed, and stated
 TOKENS = 10e9
 
