@@ -46,6 +46,7 @@ import subprocess
 import sys
 import time
 import typing
+import zipfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -331,10 +332,10 @@ class GPT(nn.Module):
         require(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}", "it is a probability: more than 0, at most 1")
         if temperature == 0:
             return logits.argmax(dim=-1, keepdim=True).cpu()
-        V = logits.size(-1)
-        # Keep the k largest, sorted, so that what follows touches k numbers instead of V.
-        logits, ids = (logits.float().cpu() / temperature).topk(min(top_k or V, V), dim=-1)  # (B, k) each
-        probs = logits.softmax(dim=-1)
+        # Keep the k largest (all V without top_k), sorted, so that what follows touches k numbers instead of V.
+        logits, ids = logits.float().cpu().topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # (B, k) each
+        # The largest is subtracted first: then a tiny temperature gives -inf and probability 0, not inf and nan.
+        probs = ((logits - logits[:, :1]) / temperature).softmax(dim=-1)
         if top_p is not None:
             before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens; the first stays
             probs = probs.masked_fill(before >= top_p, 0.0)
@@ -352,6 +353,8 @@ class GPT(nn.Module):
             require(most >= T, f"{name_or_path} has {most} positions, not {T}", "lower --block_size, or leave it out")
             model = cls(replace(config, block_size=T, dropout=dropout))
             model.load_state_dict(weights | {"transformer.wpe.weight": weights["transformer.wpe.weight"][:T]})
+            bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+            require(not bad, f"{name_or_path}: {bad[:1]} holds numbers that are not finite", "take another checkpoint")
         return model
 
     def save_pretrained(self, directory):
@@ -371,6 +374,11 @@ class GPT(nn.Module):
         write_whole(Path(directory) / "config.json", lambda f: f.write(json.dumps(config, indent=2).encode()))
 
 
+# A model that differs in one of these would load and compute something else.
+ONLY = dict(
+    activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True, add_cross_attention=False,
+    scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False,
+)  # fmt: skip
 # OpenAI's code keeps these matrices as (in, out), nn.Linear as (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -405,6 +413,8 @@ def read_weights(name_or_path):
     c, wte = json.loads((files[0].parent / "config.json").read_text("utf-8")), weights["transformer.wte.weight"]
     if not torch.equal(wte, weights.setdefault("lm_head.weight", wte)):
         raise ValueError("lm_head.weight differs from wte.weight, which GPT-2 ties it to")
+    for key, value in ONLY.items():
+        require(c.get(key, value) == value, f"{key} is {c.get(key)}, and GPT-2 has {value}", "take another model")
     config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
     check_sizes(config, weights)
     return config, weights
@@ -422,7 +432,7 @@ def check_sizes(config, weights):
 # === 8. Data: x is a row of token ids, y the same row one token later: what the model should predict at each place. =
 def load_shard(path):
     """One file of tokens, mapped, not read: .npy (uint16, from fineweb.py) or .bin (llm.c: 256 int32, then uint16)."""
-    hint = "write it again: python fineweb.py"
+    hint = "write it again: python fineweb.py; nanoGPT's .bin has no header, so that nothing says what it is"
     with reading(path, hint):
         if Path(path).suffix == ".bin":
             shard = np.memmap(path, dtype="<u2", mode="r", offset=1024)
@@ -762,6 +772,8 @@ def load_checkpoint(path):
     hint = "give one of the files log/<run>/ckpt_*.pt"
     require(Path(path).is_file(), f"there is no checkpoint {path}", hint)
     with reading(path, hint):
+        damaged = zipfile.ZipFile(path).testzip()  # torch.save writes a checksum for each tensor, torch.load ignores it
+        require(not damaged, f"{path} is damaged: {damaged} has another checksum", "take an older checkpoint")
         ckpt = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         require("looked_up" not in ckpt, f"{path} is of an earlier version of train_gpt2.py", "train again")
         kinds = {"model": dict, "model_config": dict, "optimizers": list, "scaler": dict, "config": dict, "data": str}
@@ -825,9 +837,9 @@ def train(cfg):
     """Trains as cfg says and leaves everything in the run's folder. Returns the events, as log.jsonl has them."""
     rt = setup_runtime(cfg.device, cfg.dtype, cfg.compile)
     random_state = torch.random.fork_rng([rt.device] if rt.device.type == "cuda" else [])  # a notebook keeps its own
-    with stop_signals() as stop, random_state:
+    run_dir, ckpt_path = open_run(cfg)
+    with stop_signals() as stop, random_state, contextlib.ExitStack() as until_the_end:
         # Get everything ready.
-        run_dir, ckpt_path = open_run(cfg)
         ckpt = load_checkpoint(ckpt_path) if ckpt_path else None
         data = load_data(cfg, run_dir)
         torch.manual_seed(cfg.seed)  # every process makes the same weights
@@ -840,6 +852,7 @@ def train(cfg):
         ckpt = None  # frees 12 bytes a parameter in each process
         compiled_model, step_model = compile_and_ddp(model, rt)
         loader = DataLoaderLite(data.train, B, T, grad_accum, rt.rank, rt.world_size, cfg.shuffle, cfg.seed)
+        until_the_end.enter_context(only_writer(run_dir, rt))
         log = RunLog(run_dir, cfg, rt, data, model, start, best)
         rt.print(f"step = {B} x {T} tokens x {grad_accum} micro-steps x {rt.world_size} processes")
 
@@ -987,8 +1000,9 @@ def largest_micro_batch(model, sequences, rt):
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list, empty until Ctrl-C or SIGTERM asks the loop to finish its step, save and leave. A second Ctrl-C, which
-    torchrun passes on as SIGTERM, leaves at once. (Two SIGTERM are one wish: of a job scheduler and of torchrun.)"""
+    """A list, empty until Ctrl-C, SIGTERM or SIGHUP (a closed terminal) asks the loop to finish its step, save and
+    leave. A second Ctrl-C, which torchrun passes on as SIGTERM, leaves at once. (Two SIGTERM are one wish: of a job
+    scheduler and of torchrun.)"""
     received, old = [], {}
 
     def handle(number, frame):
@@ -998,7 +1012,8 @@ def stop_signals():
 
     try:
         with contextlib.suppress(ValueError):  # only a program's main thread may set handlers
-            old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+            numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # no SIGHUP on Windows
+            old = {s: signal.signal(s, handle) for s in dict.fromkeys(numbers)}
         yield received
     finally:
         for number, handler in old.items():
@@ -1077,6 +1092,7 @@ def load_shards(path, cfg, tokenizer):
 # === 18. Files: written whole or not at all, and read as what may be damaged. =======================================
 def write_whole(path, write):
     """Calls write(file), then renames: a reader sees the old file or the new one, never half of one."""
+    require(path.is_file() or not path.exists(), f"{path} is not a regular file", "give the name of a file")
     tmp = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -1105,7 +1121,7 @@ def reading(path, hint="make it or fetch it again"):
             raise e if str(path) in str(e) else UserError(f"{path}: {e}", e.hint) from e
         reason = " ".join(str(e).split())[:160] or type(e).__name__
         if reason.startswith("Weights only load failed"):  # torch goes on to say how to load it unsafely
-            reason = "torch's safe reader refuses it"
+            reason = "it holds Python objects, which are never run here; save its tensors and numbers alone"
         raise UserError(f"{path} is damaged, or not what it should be: {reason}", hint) from e
 
 
@@ -1149,6 +1165,27 @@ def open_run(cfg):
     hint = "continue it with --resume, or choose another --name"
     require(not (cfg.name and last), f"{last} holds a run already", hint)
     return Path(cfg.log_dir) / (f"{name}-{number + 1}" if last else name), None
+
+
+@contextlib.contextmanager
+def only_writer(folder, rt):
+    """Keeps a run's folder for this process, until it ends in any way: two would delete each other's checkpoints."""
+    if not folder or rt.rank > 0 or os.name == "nt":  # Windows has no flock
+        yield
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            pids = [event["pid"] for event in read_log(folder) if "pid" in event]
+            raise UserError(f"process {pids[-1:]} is writing to {folder}", "stop it, or give another --name") from e
+        yield
+    finally:
+        os.close(handle)
 
 
 # === 19. The log: a line an event in log.jsonl, a line an interval on the terminal, and a picture. ==================
@@ -1199,8 +1236,9 @@ class RunLog:
         git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
         versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__, commit=commit)
-        here = dict(device=card or rt.reasons[0], dtype=str(rt.dtype)[6:], world_size=rt.world_size, known=self.known)
-        self("config", start, config=asdict(cfg), model=asdict(model.config), versions=versions, **here)
+        here = dict(device=card or rt.reasons[0], dtype=str(rt.dtype)[6:], world_size=rt.world_size, pid=os.getpid())
+        config = dict(config=asdict(cfg), model=asdict(model.config), known=self.known)
+        self("config", start, **config, versions=versions, **here)
 
     def require_finite(self, step, **values):
         """Ends the run, with its last good checkpoint untouched, if one of the values is no number."""
@@ -1278,9 +1316,10 @@ class RunLog:
 def read_log(run_dir):
     """The events of a run, from its log.jsonl; [] if there is none."""
     events, path = [], Path(run_dir) / "log.jsonl"
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # a line that a crash has cut off
-            events.append(json.loads(line))
+            event = json.loads(line)
+            events += [event] if isinstance(event, dict) and {"event", "step"} <= event.keys() else []
     return events
 
 
@@ -1346,7 +1385,7 @@ def check_settings(cfg):
             sound = isinstance(value, (int, kinds[0])) and 0 <= value < 2**53 and (value > 0 or f.name not in positive)
             hint = f"{f.name} is a number " + ("above 0" if f.name in positive else "from 0 on")
         else:
-            sound, hint = isinstance(value, kinds), f"--help explains {f.name}"
+            sound, hint = isinstance(value, kinds) and value != "", f"--help explains {f.name}"
         require(sound, f"{f.name} is {value!r}", hint)
     require(not (cfg.zero and cfg.optimizer == "muon"), "zero divides the state of adamw only", "leave out --zero")
     require(cfg.min_lr <= cfg.lr, f"min_lr {cfg.min_lr} is above lr {cfg.lr}", "the rate falls from lr to min_lr")
@@ -1369,6 +1408,8 @@ def config_from_args(argv=None):
 
 def run_main(function, argv=None):
     """Calls function(argv) and returns the exit code: 0, or after a user's mistake, told in two lines, 2."""
+    with contextlib.suppress(AttributeError):  # a notebook's output has no such method
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? and does not end the run
     try:
         function(argv)
         return 0

@@ -541,6 +541,6 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(train_gpt2.os, "fsync", full)
     for save in (model.save_pretrained, lambda path: checkpoint(path, model)):
         with pytest.raises(UserError, match="No space left") as caught:
-            save(tmp_path / "out")
+            save(tmp_path / f"out{len(list(tmp_path.iterdir()))}")
         assert caught.value.hint
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
