@@ -1,12 +1,13 @@
 """
 GPT-2 from scratch: the model and its training in one file, to be read from top to bottom.
 
-Part I is all of GPT-2: follow one token forward. Part II is all of training: from data to gradients to better weights,
-on one machine or many. Part III is what a real run needs besides: device, files, log, options. A reader may stop there.
+Part I is all of GPT-2: follow one token forward, to a guess at the next one. Part II is all of training: from token ids
+to gradients to better weights, on one machine or many. Part III is what a real run needs besides: device, files, log,
+options. A reader may stop before it.
 
     python train_gpt2.py                                  two CPU cores, about two minutes, about 1.4 bits per byte
     python train_gpt2.py --recipe finetune --init gpt2 --data my.txt          one small GPU, minutes
-    torchrun --standalone --nproc_per_node=8 train_gpt2.py --recipe gpt2      eight GPUs, hours, loss about 3.05
+    torchrun --standalone --nproc_per_node=8 train_gpt2.py --recipe gpt2      eight GPUs, hours, 3.05 nats per token
     python train_gpt2.py --help                           every option, with its unit and its default
 
 Map
@@ -19,7 +20,7 @@ Symbols
     B   batch, sequences read at once            nh  number of heads
     T   time, tokens in a sequence               hs  head size, C / nh
     C   channels, numbers that a token carries   V   vocabulary size
-    token  a piece of text with a number (id): a byte, or a frequent sequence of bytes; <|endoftext|> begins a document
+    token  a piece of text with a number (id): a byte, or a frequent sequence of them; <|endoftext|> begins a document
     rank   number of this process among the world_size copies of the program that torchrun starts, one for each GPU
     micro-step  a batch too large for memory is read in grad_accum micro-steps, whose gradients add up
 
@@ -79,8 +80,8 @@ class GPTConfig:
     vocab_size: int = 50257  # V: 256 bytes + 50,000 merges + <|endoftext|>
     n_layer: int = 12  # blocks, one after the other
     n_head: int = 12  # nh: attention heads in each block
-    n_embd: int = 768  # C: width of the residual stream
-    dropout: float = 0.0  # share of activations zeroed in training; 0 where each token is seen only once
+    n_embd: int = 768  # C: numbers that each token carries through the blocks, on the residual stream
+    dropout: float = 0.0  # share of activations zeroed in training
 
     def __post_init__(self):
         C, nh = self.n_embd, self.n_head
@@ -97,7 +98,7 @@ class GPTConfig:
         return cls(**PRESETS[name] | overrides)
 
 
-PRESETS = {  # parameters: 124M, 350M, 774M, 1558M, and about a million for a laptop
+PRESETS = {  # parameters: 124M, 355M, 774M, 1558M, and about a million for a laptop
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280),
@@ -107,12 +108,13 @@ PRESETS = {  # parameters: 124M, 350M, 774M, 1558M, and about a million for a la
 
 
 # === 2. Attention: the only place where tokens exchange information. ================================================
-# By three learned linear maps each token makes three vectors. Its query says what it is looking for, its key what it
-# offers, its value what it hands over. Where a query matches a key (a large dot product), much of that value is taken.
+# From the C numbers that it carries, each token makes three vectors by learned linear maps. Its query says what it is
+# looking for, its key what it offers, its value what it hands over. Where a query matches a key (a large dot product),
+# much of that value is taken.
 def causal_attention(q, k, v, return_weights=False):
-    """Attention written out (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1): to read, to plot, and to test the
-    fused one against. q: (B, nh, Tq, hs), k and v: (B, nh, Tk, hs); the queries belong to the last Tq positions.
-    Returns (B, nh, Tq, hs), and if asked the weights (B, nh, Tq, Tk), each row of which sums to 1."""
+    """Attention written out (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1). q: (B, nh, Tq, hs), k and v:
+    (B, nh, Tk, hs). Tq = Tk, except in generation with a cache, where only the last Tq positions ask. Returns
+    (B, nh, Tq, hs), and if asked the weights (B, nh, Tq, Tk), each row of which sums to 1."""
     Tq, Tk = q.size(-2), k.size(-2)
     # A dot product of hs terms with variance 1 has variance hs. Divided by sqrt(hs) it has variance 1 again; without
     # that, softmax would saturate: nearly all weight on one token, and nearly no gradient.
@@ -124,11 +126,12 @@ def causal_attention(q, k, v, return_weights=False):
 
 
 class CausalSelfAttention(nn.Module):
-    # The names c_attn, c_proj, wte, ln_f and so on are OpenAI's, so that their weights fit.
+    # The names of parameters are OpenAI's, so that their weights fit: c_attn, c_proj (projection), c_fc (fully
+    # connected), ln (LayerNorm), wte and wpe (tables of token and position embeddings), h (the blocks).
     def __init__(self, config):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one product
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)  # mixes what the heads found
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head, self.dropout = config.n_head, config.dropout
 
@@ -144,8 +147,8 @@ class CausalSelfAttention(nn.Module):
         Tk = k.size(2)
         p = self.dropout if self.training else 0.0
         if q.is_cpu and q.dtype == torch.bfloat16 and T == Tk <= 256 and p == 0:
-            y = causal_attention(q, k, v)  # a CPU's fused kernel is slower in bfloat16 on short sequences
-        elif Tk == T:  # the same result, without storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
+            y = causal_attention(q, k, v)  # here a CPU is faster without the fused function below
+        elif Tk == T:  # fused: the same result, without storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         else:  # T new tokens after Tk - T cached ones, all of which they see; a single one sees all and needs no mask
             mask = None if T == 1 else torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
@@ -155,7 +158,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class KVCache:
-    """The keys and values of one layer so far: generation computes them once a token, not anew for every next one."""
+    """The keys and values of one layer so far: computed once per token instead of again at every step of generation."""
 
     def __init__(self, max_length):
         self.max_length, self.length = max_length, 0
@@ -181,7 +184,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C); OpenAI's weights were trained with the tanh form
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C); a smooth max(0, x), in the form that OpenAI used
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
 
@@ -218,7 +221,7 @@ class GPT(nn.Module):
             )
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # tied: tokens with similar embeddings get similar scores
+        self.lm_head.weight = self.transformer.wte.weight  # one matrix for both: similar tokens get similar scores
         self._init_weights()
 
     @torch.no_grad()
@@ -226,16 +229,17 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 p.zero_()
-            elif p.dim() == 2:  # small numbers, so that all tokens begin with nearly equal scores; LayerNorms keep 1
+            elif p.dim() == 2:  # small numbers, so that all scores begin nearly equal; gains of LayerNorms stay 1
                 std = 0.01 if "wpe" in name else 0.02  # both as in OpenAI's code
                 # Each block adds to the stream twice; 1/sqrt(2 n_layer) keeps its variance independent of depth.
                 std /= math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1
                 p.normal_(0.0, std)
 
     def hidden(self, idx, cache=None):
-        """Token ids (B, T) -> the residual stream after the last block, normed: (B, T, C). With a cache of new_cache(),
-        idx continues what it holds. Raises UserError beyond block_size tokens."""
-        T, start, most = idx.size(1), cache[0].length if cache else 0, self.config.block_size
+        """Token ids (B, T) -> the residual stream after the last block, normed: (B, T, C). With a cache (new_cache) idx
+        only holds the new tokens. Raises UserError beyond block_size tokens."""
+        T, most = idx.size(1), self.config.block_size
+        start = cache[0].length if cache else 0
         require(start + T <= most, f"{start + T} tokens in a block of {most}", "cut them on the left")
         pos = torch.arange(start, start + T, device=idx.device)  # (T,)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
@@ -252,21 +256,21 @@ class GPT(nn.Module):
         return F.linear(x, self.lm_head.weight)
 
     def forward(self, idx, targets=None):
-        """idx: (B, T) token ids. Returns (logits (B, T, V), loss): the mean cross-entropy in nats per token against
-        targets (B, T), where -1 marks a token not to be scored. Without targets the loss is None."""
+        """idx: (B, T) token ids. Returns (logits (B, T, V), loss): the mean cross-entropy against targets (B, T), where
+        -1 marks a token not to be scored. Without targets the loss is None."""
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.head(x), None
-        # Matrix units work in tiles of 64 numbers and more. So 50257 rows are filled up to 50304; a logit of -inf means
-        # probability 0 and gradient 0 for these rows.
+        # The head once more, for speed with more rows: matrix units work in tiles of 64 numbers, so 50257 rows become
+        # 50304. A logit of -inf means probability 0 and gradient 0 for the added rows.
         V = self.config.vocab_size
         weight = F.pad(self.lm_head.weight, (0, 0, 0, -V % 64))  # (padded V, C)
         bias = F.pad(weight.new_zeros(V), (0, -V % 64), value=float("-inf"))  # (padded V,)
         logits = F.linear(x, weight, bias)  # (B, T, padded V)
         # Cross-entropy is -ln(probability given to the right token), in nats: 1 nat is 1 / ln 2 = 1.44 bits.
-        # An untrained model spreads its guess evenly over V tokens: the loss begins near ln V, 10.8 for V = 50257.
+        # An untrained model spreads its guess nearly evenly over V tokens: the loss begins a little above ln V = 10.8.
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-        return logits.detach()[..., :V], loss  # detached, or backward would add up a (B, T, V) of zeros for the logits
+        return logits.detach()[..., :V], loss  # the logits are to look at: no gradient goes through them
 
     def num_params(self):
         """Number of parameters, the tied matrix counted once: 124,439,808 for gpt2."""
@@ -308,7 +312,7 @@ class GPT(nn.Module):
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
         """Returns idx (B, T) continued: (B, T + new). A row that has produced stop_token repeats it from then on, and
-        generation ends when all rows have. generator is a CPU generator."""
+        generation ends when all rows have. generator: a random generator of the CPU."""
         done, out = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device), [idx]
         for token in self.stream(idx, max_new_tokens, temperature, top_k, top_p, generator):
             if stop_token is not None:
@@ -326,8 +330,8 @@ class GPT(nn.Module):
         temperature divides the logits: below 1 the likely tokens become likelier, and 0 always takes the likeliest.
         top_k keeps the k likeliest tokens, top_p the likeliest that together have that probability (Holtzman et al.
         2019, arXiv 1904.09751). Raises UserError for values outside their range."""
-        finite = temperature >= 0 and math.isfinite(temperature)
-        require(finite, f"temperature is {temperature}", "0 takes the likeliest token, 1 samples as trained")
+        valid = temperature >= 0 and math.isfinite(temperature)
+        require(valid, f"temperature is {temperature}", "0 takes the likeliest token, 1 samples as trained")
         require(top_k is None or top_k >= 1, f"top_k is {top_k}", "it is a number of tokens, at least 1")
         require(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}", "it is a probability: more than 0, at most 1")
         if temperature == 0:
@@ -341,7 +345,7 @@ class GPT(nn.Module):
             probs = probs.masked_fill(before >= top_p, 0.0)
         return ids.gather(-1, torch.multinomial(probs, 1, generator=generator))  # (B, 1)
 
-    # === 7. Weights of others: OpenAI's from the Hub, and files as transformers writes them. ========================
+    # === 7. Weights of others, in the files of Hugging Face's library `transformers`; OpenAI's are on its Hub. ======
     @classmethod
     def from_pretrained(cls, name_or_path, block_size=None, dropout=0.0):
         """A model with weights from: a name (`gpt2` .. `gpt2-xl`, OpenAI's, fetched from the Hub once), a checkpoint of
@@ -359,73 +363,7 @@ class GPT(nn.Module):
 
     def save_pretrained(self, directory):
         """Writes model.safetensors and config.json, which transformers.GPT2LMHeadModel.from_pretrained opens."""
-        from safetensors.torch import save
-
-        c, weights = self.config, {}
-        for name, p in self.transformer.named_parameters(prefix="transformer"):
-            weights[name] = (p.t() if name.endswith(TRANSPOSED) else p).detach().cpu().contiguous()
-        config = dict(
-            architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=c.vocab_size, n_positions=c.block_size,
-            n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, activation_function="gelu_new",
-            layer_norm_epsilon=1e-5, resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
-            tie_word_embeddings=True, bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1,
-        )  # fmt: skip
-        write_whole(Path(directory) / "model.safetensors", lambda f: f.write(save(weights, {"format": "pt"})))
-        write_whole(Path(directory) / "config.json", lambda f: f.write(json.dumps(config, indent=2).encode()))
-
-
-# A model that differs in one of these would load and compute something else.
-ONLY = dict(
-    activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True, add_cross_attention=False,
-    scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False,
-)  # fmt: skip
-# OpenAI's code keeps these matrices as (in, out), nn.Linear as (out, in).
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
-
-def read_weights(name_or_path):
-    """-> GPTConfig and weights under this file's names, from any of the places that from_pretrained knows."""
-    path = Path(name_or_path)
-    if path.suffix == ".pt" or checkpoints(path):
-        ckpt = load_checkpoint(path if path.suffix == ".pt" else newest_checkpoint([path]))
-        return GPTConfig(**ckpt["model_config"]), ckpt["model"]
-    if not path.exists() and str(path) in PRESETS and str(path) != "tales":
-        from huggingface_hub import snapshot_download
-
-        try:
-            path = Path(snapshot_download(f"openai-community/{path}", allow_patterns=["config.json", "*.safetensors"]))
-        except Exception as e:  # the Hub's client raises a dozen kinds, all of which mean: not there
-            hint = "connect to the network once, or copy the model's directory here and give its path"
-            raise UserError(f"cannot fetch {path} from the Hub: {type(e).__name__}", hint) from e
-    found = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-    files = [path] if path.is_file() else found
-    hint = "give a checkpoint (.pt), a directory with config.json and model.safetensors, or gpt2, gpt2-medium, ..."
-    require(files, f"there is no model at {name_or_path}", hint)
-    from safetensors.torch import load_file
-
-    weights = {}
-    for file in files:
-        tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        for name, w in tensors.items():
-            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks that old files hold; not weights
-                name = name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name
-                weights[name] = w.t() if name.endswith(TRANSPOSED) else w
-    c, wte = json.loads((files[0].parent / "config.json").read_text("utf-8")), weights["transformer.wte.weight"]
-    if not torch.equal(wte, weights.setdefault("lm_head.weight", wte)):
-        raise ValueError("lm_head.weight differs from wte.weight, which GPT-2 ties it to")
-    for key, value in ONLY.items():
-        require(c.get(key, value) == value, f"{key} is {c.get(key)}, and GPT-2 has {value}", "take another model")
-    config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
-    check_sizes(config, weights)
-    return config, weights
-
-
-def check_sizes(config, weights):
-    """Raises ValueError if the weights are not of the sizes that the configuration claims, before it costs memory."""
-    wte, wpe = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
-    found = (*wte.shape, len(wpe), sum(name.endswith("ln_1.weight") for name in weights))
-    if found != (config.vocab_size, config.n_embd, config.block_size, config.n_layer):
-        raise ValueError(f"its weights have (V, C, T, n_layer) = {found}, which is not what its configuration says")
+        write_weights(self, Path(directory))
 
 
 # === PART II: THE TRAINING ==========================================================================================
@@ -473,8 +411,8 @@ class TokenStream:
 class DataLoaderLite:
     """Batches as a pure function of (step, micro-step, rank): no position is kept, so no rank can drift and resuming is
     exact. The row of tokens is cut into windows of T. Sequence s of the run (counted over steps, micro-steps and ranks)
-    reads window s, or, shuffled, the window that its epoch's permutation puts there. The few tokens that are left over
-    at the end of an epoch open the next one, whose windows therefore begin at other places."""
+    reads window s, or, shuffled, the window that its epoch's permutation puts there. An epoch rarely ends with a whole
+    window: the tokens left over begin the first window of the next epoch."""
 
     def __init__(self, tokens, B, T, grad_accum=1, rank=0, world_size=1, shuffle=True, seed=0):
         too_short = f"the data has {len(tokens)} tokens, a window {T + 1}"
@@ -485,7 +423,7 @@ class DataLoaderLite:
         self.epoch, self.order = None, None  # the permutation that was made last, and of which epoch
 
     def window(self, sequence):
-        """Which window of the endless row sequence number `sequence` reads."""
+        """Number of a sequence -> number of the window that it reads."""
         epoch, i = divmod(sequence, self.windows_per_epoch)
         if self.shuffle:
             if epoch != self.epoch:  # made from (seed, epoch) alone: the same on every rank and after a resume
@@ -524,7 +462,7 @@ class TrainConfig:
     name: str | None = None  # name of the run's folder under --log_dir; the recipe's name if left out
     log_dir: str = "log"  # where the folders of runs are
     init: str | None = None  # start from these weights: gpt2 .. gpt2-xl, a checkpoint, or a directory
-    resume: str | None = None  # continue a run: from CKPT; auto, or no value: from its newest, or begin if it has none
+    resume: str | None = None  # continue a run: from CKPT; auto, also without a word: from its newest, if there is one
     tokenizer: str = "auto"  # gpt2, or a file; auto: that of the shards or of --init, or a new one for a text
     vocab_size: int | None = None  # tokens in the vocabulary of a new tokenizer (1024 if left out)
     n_layer: int | None = 4  # blocks
@@ -537,11 +475,11 @@ class TrainConfig:
     max_steps: int = 2000  # steps; 0: only validate and sample, and write nothing
     epochs: float | None = None  # passes over the data, another way to say --max_steps
     lr: float = 6e-3  # peak learning rate
-    min_lr: float = 0.0  # learning rate at the last step
+    min_lr: float = 0.0  # learning rate towards which the schedule falls
     warmup_steps: int = 50  # steps until the peak
     weight_decay: float = 1.0  # of matrices; biases and norms have none
     clip: float = 1.0  # largest norm of the gradient
-    optimizer: typing.Literal["adamw", "muon"] = "adamw"  # muon is for the hidden matrices, with adamw for the rest
+    optimizer: typing.Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks, adamw for the rest
     val_every: int = 200  # steps between validations; 0: only at the end
     val_tokens: int = 200_000  # tokens of a validation
     sample_every: int = 500  # steps between samples; 0: only at the end
@@ -566,7 +504,7 @@ class TrainConfig:
         return cls(recipe=recipe, **RECIPES[recipe] | overrides)
 
 
-# GPT-2's numbers for training were never published; these are GPT-3's for the same sizes (Brown et al. 2020, table 2.1)
+# GPT-2's numbers for training were never published; these are GPT-3's for about these sizes (its table 2.1), to train
 # on 10 billion tokens of FineWeb-Edu: 2**19 tokens a step for 19,073 steps, warm-up over 375 million tokens.
 FINEWEB = dict(
     data="edu_fineweb10B", block_size=1024, micro_batch=0, total_batch=524_288, max_steps=19_073, warmup_steps=715,
@@ -602,10 +540,12 @@ def get_lr(step, cfg):
 
 def configure_optimizers(model, cfg, device):
     """A list of optimizers, each parameter in exactly one: AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101); with
-    cfg.optimizer "muon", Muon for the hidden matrices and AdamW for the rest. With cfg.zero each process holds a part
-    of AdamW's state (Rajbhandari et al. 2019, arXiv 1910.02054, stage 1)."""
-    hidden = [p for n, p in model.named_parameters() if ".h." in n and p.dim() == 2 and cfg.optimizer == "muon"]
-    rest = [p for n, p in model.named_parameters() if ".h." not in n or p.dim() < 2 or cfg.optimizer == "adamw"]
+    cfg.optimizer "muon", Muon for the matrices of the blocks and AdamW for the rest. With cfg.zero each process holds
+    a part of AdamW's state (Rajbhandari et al. 2019, arXiv 1910.02054, stage 1)."""
+    matrices, rest = [], []
+    for name, p in model.named_parameters():
+        in_a_block = ".h." in name and p.dim() == 2
+        (matrices if in_a_block and cfg.optimizer == "muon" else rest).append(p)
     groups = [  # decay pulls the weights of matrices to zero; a bias or a LayerNorm gain has no reason to be near it
         dict(params=[p for p in rest if p.dim() == 2], weight_decay=cfg.weight_decay),
         dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
@@ -613,6 +553,7 @@ def configure_optimizers(model, cfg, device):
     # AdamW, for each weight w with gradient g:   m = beta1 m + (1 - beta1) g      a mean of recent gradients
     #                                             s = beta2 s + (1 - beta2) g g    and of their squares
     #                                             w = w - lr (m / (sqrt(s) + eps) + decay w)
+    # where m and s are first divided by 1 - beta ** step, which makes up for their beginning at 0.
     # So a weight moves by about lr a step, whatever the size of its gradient. beta2 = 0.95 (GPT-3's) averages over some
     # 20 steps; the usual 0.999, over 1,000, would adapt too late to a change.
     # fused: one kernel for all tensors instead of a dozen small ones for each.
@@ -622,12 +563,12 @@ def configure_optimizers(model, cfg, device):
 
         return [ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **how)]
     optimizers = [torch.optim.AdamW(groups, **how)]
-    if hidden:
-        # Muon makes all directions of a matrix's update equally large, so that rare ones are learned too (Jordan 2024,
-        # kellerjordan.github.io/posts/muon). Embeddings are tables of rows, not maps of vectors: they stay with AdamW.
+    if matrices:
+        # Muon scales a matrix's update so that no direction in it is larger than another: what rarely occurs is learned
+        # too (Jordan 2024, kellerjordan.github.io/posts/muon). Embeddings are tables, not maps: they stay with AdamW.
         # match_rms_adamw makes an update as large as AdamW's, so that both can share one learning rate.
         how = dict(lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(torch.optim.Muon(hidden, **how))
+        optimizers.append(torch.optim.Muon(matrices, **how))
     return optimizers
 
 
@@ -654,7 +595,7 @@ class Runtime:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def send(self, tensor):
-        """A tensor of the CPU, on the device. From pinned memory a GPU copies by itself, and the CPU need not wait."""
+        """Copies a tensor to the device. From pinned memory (never swapped out) a GPU copies while the CPU goes on."""
         on_cuda = self.device.type == "cuda"
         return (tensor.pin_memory() if on_cuda else tensor).to(self.device, non_blocking=on_cuda)
 
@@ -696,14 +637,15 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
 
 
 def compile_and_ddp(model, rt):
-    """-> the model compiled (to validate), and that in DDP (to train). All share the weights of the raw one, which is
-    used to sample (shapes vary, and each would be compiled anew) and to save (the wrappers rename parameters)."""
+    """-> the model compiled (to validate), and that in DDP, DistributedDataParallel (to train). torch.compile makes few
+    large kernels of many small ones. Both share the weights of the raw model, which is used to sample (lengths vary,
+    and each would be compiled anew) and to save (the wrappers rename parameters)."""
     compiled = torch.compile(model, dynamic=False) if rt.compile else model
     if rt.world_size == 1:
         return compiled, compiled
     # DDP gives all processes the same weights and, in the backward pass, each gradient's mean over the processes, sent
-    # in buckets while earlier layers are still at work. As views of the buckets gradients need no memory of their own;
-    # large buckets, because torch.compile cuts the model wherever a bucket ends.
+    # in buckets while earlier layers are still at work. Gradients are views of the buckets, to save memory. Buckets are
+    # large, because torch.compile cuts the model wherever one ends.
     ddp = nn.parallel.DistributedDataParallel(compiled, gradient_as_bucket_view=True, bucket_cap_mb=100)
     return compiled, ddp
 
@@ -712,7 +654,7 @@ def compile_and_ddp(model, rt):
 def train_step(model, batches, optimizers, rt, clip):
     """One update from a list of micro-batches (x, y), each (B, T). Returns this process's mean loss and the norm of the
     gradient before clipping, as tensors: reading them would make the CPU wait for the GPU."""
-    total = torch.zeros((), device=rt.device)
+    mean_loss = torch.zeros((), device=rt.device)
     for i, (x, y) in enumerate(batches):
         x, y = rt.send(x), rt.send(y)
         # One exchange of gradients a step is enough: in the last backward pass. DDP decides in the *forward* pass
@@ -723,7 +665,7 @@ def train_step(model, batches, optimizers, rt, clip):
                 loss = model(x, y)[1]
             loss = loss / len(batches)  # gradients of micro-batches add up; the mean over the batch is wanted
             rt.scaler.scale(loss).backward()  # the chain rule, from the loss back to all weights: p.grad += dloss/dp
-        total += loss.detach()
+        mean_loss += loss.detach()
     for optimizer in optimizers:
         rt.scaler.unscale_(optimizer)  # divides the gradients by what scale() multiplied the loss by
     # Clipping: a rare batch with a huge gradient may point the right way, but not that far.
@@ -732,7 +674,7 @@ def train_step(model, batches, optimizers, rt, clip):
         rt.scaler.step(optimizer)  # optimizer.step(), left out if float16 overflowed
         optimizer.zero_grad(set_to_none=True)
     rt.scaler.update()  # a larger factor after many good steps, a smaller one after an overflow
-    return total, norm
+    return mean_loss, norm
 
 
 # === 13. How good is it? ============================================================================================
@@ -756,7 +698,7 @@ def evaluate(model, tokens, B, T, max_tokens, rt):
 # === 14. Checkpoints: how not to lose it. ===========================================================================
 def save_checkpoint(path, model, optimizers, rt, **state):
     """Writes all that a run needs to continue, as tensors, numbers, strings, lists, dicts. Every process must call it.
-    The order of the data and dropout need no entry: both are functions of the seed and the step."""
+    The order of the data and dropout need no entry: both are functions of seed, step and rank."""
     for optimizer in optimizers:
         if hasattr(optimizer, "consolidate_state_dict"):
             optimizer.consolidate_state_dict(to=0)  # --zero: each process holds a part, rank 0 collects them
@@ -800,8 +742,11 @@ def restore(ckpt, model, optimizers, rt, cfg, data):
         for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
             saved.update({k: v for k, v in group.items() if k != "params"})  # settings count as they are now
         optimizer.load_state_dict(state)
-        for p, moments in optimizer.state.items():
-            for name, m in (moments or {}).items():  # a copy, for the file will be deleted during the run
+        inner = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer works with an optimizer of its own,
+        if inner is not optimizer:
+            optimizer.state.clear()  # leaves a second copy of its state here, and its steps on the CPU
+        for p, moments in inner.state.items():
+            for name, m in moments.items():  # a copy, for the file will be deleted during the run
                 require(m.dim() == 0 or m.shape == p.shape, "the optimizer's state is of other weights", "use another")
                 moments[name] = m.to(p.device, copy=True)
     return step, (float(best_loss), int(best_step))
@@ -847,9 +792,13 @@ def train(cfg):
         cfg, B, grad_accum = plan_batches(cfg, model, data, rt)
         T = model.config.block_size
         optimizers = configure_optimizers(model, cfg, rt.device)
+        why = "muon with float16 cannot leave out a step that overflowed"
+        require(cfg.optimizer != "muon" or rt.dtype != torch.float16, why, "use --dtype float32 or --optimizer adamw")
         with reading(ckpt_path):
             start, best = restore(ckpt, model, optimizers, rt, cfg, data) if ckpt else (0, (math.inf, -1))
-        ckpt = None  # frees 12 bytes a parameter in each process
+        same = rt.sum([start])[0] == start * rt.world_size  # hosts without a common disk may hold other checkpoints
+        require(same, f"process {rt.rank} would resume at step {start}, others elsewhere", "give all the same --resume")
+        ckpt = None  # frees 12 bytes a parameter: the weight and AdamW's two means
         compiled_model, step_model = compile_and_ddp(model, rt)
         loader = DataLoaderLite(data.train, B, T, grad_accum, rt.rank, rt.world_size, cfg.shuffle, cfg.seed)
         until_the_end.enter_context(only_writer(run_dir, rt))
@@ -877,8 +826,9 @@ def train(cfg):
             look(0)
         for step in range(start, cfg.max_steps):
             lr = get_lr(step, cfg)
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = lr
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
             torch.manual_seed(cfg.seed + 1_000_003 * (step + 1) + rt.rank)  # for dropout, different on each rank
             batches = [loader.batch(step, micro_step) for micro_step in range(grad_accum)]
             loss, norm = train_step(step_model, batches, optimizers, rt, cfg.clip)
@@ -903,7 +853,7 @@ def sample_texts(model, encoding, rt, count, seed):
     return [encoding.decode(row[: row.index(eot)] if eot in row else row).strip() for row in rows[:, 1:].tolist()]
 
 
-# === PART III: THE PLUMBING. What surrounds the training; at a given precision it changes no number. ================
+# === PART III: THE PLUMBING. What surrounds the training. ===========================================================
 # === 16. The machine: choices that are made by themselves, each with its reason. ====================================
 ENOUGH_TOKENS = {"cuda": 65_536, "mps": 8_192, "cpu": 4_096}  # in a micro-batch; more makes no device faster
 
@@ -984,7 +934,8 @@ def largest_micro_batch(model, sequences, rt):
         full = False
         try:
             if rt.device.type == "cuda":
-                moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+                # AdamW's two means, and the gradients of the micro-steps before.
+                moments = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
                 x = torch.zeros(B, T, dtype=torch.long, device=rt.device)
                 with rt.autocast():
                     model(x, x)[1].backward()
@@ -1115,10 +1066,10 @@ def reading(path, hint="make it or fetch it again"):
     try:
         yield
     except Exception as e:
-        if isinstance(e, ImportError):
+        if isinstance(e, ImportError | MemoryError | torch.OutOfMemoryError):
             raise  # nothing is wrong with the file
         if hasattr(e, "hint"):
-            raise e if str(path) in str(e) else UserError(f"{path}: {e}", e.hint) from e
+            raise UserError(str(e) if str(path) in str(e) else f"{path}: {e}", e.hint) from e
         reason = " ".join(str(e).split())[:160] or type(e).__name__
         if reason.startswith("Weights only load failed"):  # torch goes on to say how to load it unsafely
             reason = "it holds Python objects, which are never run here; save its tensors and numbers alone"
@@ -1156,7 +1107,7 @@ def open_run(cfg):
     plain = name not in ("", ".", "..") and not set(name) & set("/\\")
     require(plain, f"name {name!r} is no name of a folder", "leave out slashes; --log_dir says where it is")
     found = [(re.fullmatch(re.escape(name) + r"(?:-(\d+))?", p.name), p) for p in Path(cfg.log_dir).glob("*")]
-    taken = [(int(match[1] or 1), path) for match, path in found if match and any(path.iterdir())]
+    taken = [(int(match[1] or 1), path) for match, path in found if match and path.is_dir() and any(path.iterdir())]
     number, last = max(taken, default=(0, None))
     if cfg.resume and last:
         newest = newest_checkpoint([last])
@@ -1165,6 +1116,78 @@ def open_run(cfg):
     hint = "continue it with --resume, or choose another --name"
     require(not (cfg.name and last), f"{last} holds a run already", hint)
     return Path(cfg.log_dir) / (f"{name}-{number + 1}" if last else name), None
+
+
+# A model that differs in one of these would load and compute something else.
+ONLY = dict(
+    activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True, add_cross_attention=False,
+    scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False,
+)  # fmt: skip
+# OpenAI's code keeps these matrices as (in, out), nn.Linear as (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def read_weights(name_or_path):
+    """-> GPTConfig and weights under this file's names, from any of the places that from_pretrained knows."""
+    path = Path(name_or_path)
+    if path.suffix == ".pt" or checkpoints(path):
+        newest = path if path.suffix == ".pt" else newest_checkpoint([path])
+        require(newest, f"no checkpoint in {path} can be used", "give another folder")
+        ckpt = load_checkpoint(newest)
+        return GPTConfig(**ckpt["model_config"]), ckpt["model"]
+    if not path.exists() and str(path) in PRESETS and str(path) != "tales":
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(f"openai-community/{path}", allow_patterns=["config.json", "*.safetensors"]))
+        except Exception as e:  # the Hub's client raises a dozen kinds, all of which mean: not there
+            hint = "connect to the network once, or copy the model's directory here and give its path"
+            raise UserError(f"cannot fetch {path} from the Hub: {type(e).__name__}", hint) from e
+    found = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    files = [path] if path.is_file() else found
+    hint = "give a checkpoint (.pt), a directory with config.json and model.safetensors, or gpt2, gpt2-medium, ..."
+    require(files, f"there is no model at {name_or_path}", hint)
+    from safetensors.torch import load_file
+
+    weights = {}
+    for file in files:
+        tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        for name, w in tensors.items():
+            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks that old files hold; not weights
+                name = name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name
+                weights[name] = w.t() if name.endswith(TRANSPOSED) else w
+    c, wte = json.loads((files[0].parent / "config.json").read_text("utf-8")), weights["transformer.wte.weight"]
+    if not torch.equal(wte, weights.setdefault("lm_head.weight", wte)):
+        raise ValueError("lm_head.weight differs from wte.weight, which GPT-2 ties it to")
+    for key, value in ONLY.items():
+        require(c.get(key, value) == value, f"{key} is {c.get(key)}, and GPT-2 has {value}", "take another model")
+    config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
+    check_sizes(config, weights)
+    return config, weights
+
+
+def check_sizes(config, weights):
+    """Raises ValueError if the weights are not of the sizes that the configuration claims, before it costs memory."""
+    wte, wpe = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
+    found = (*wte.shape, len(wpe), sum(name.endswith("ln_1.weight") for name in weights))
+    if found != (config.vocab_size, config.n_embd, config.block_size, config.n_layer):
+        raise ValueError(f"its weights have (V, C, T, n_layer) = {found}, which is not what its configuration says")
+
+
+def write_weights(model, directory):
+    """A model -> model.safetensors and config.json, as transformers writes them."""
+    from safetensors.torch import save
+
+    c, weights = model.config, {}
+    for name, p in model.transformer.named_parameters(prefix="transformer"):
+        weights[name] = (p.t() if name.endswith(TRANSPOSED) else p).detach().cpu().contiguous()
+    config = ONLY | dict(
+        architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=c.vocab_size, n_positions=c.block_size,
+        n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, resid_pdrop=c.dropout, embd_pdrop=c.dropout,
+        attn_pdrop=c.dropout, tie_word_embeddings=True, bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1,
+    )  # fmt: skip
+    write_whole(directory / "model.safetensors", lambda f: f.write(save(weights, {"format": "pt"})))
+    write_whole(directory / "config.json", lambda f: f.write(json.dumps(config, indent=2).encode()))
 
 
 @contextlib.contextmanager
@@ -1210,7 +1233,7 @@ class RunLog:
 
     def __init__(self, run_dir, cfg, rt, data, model, start, best):
         self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
-        self.events, self.val_loss, self.saved, self.warm, self.picture = [], math.nan, [start], False, True
+        self.events, self.val_loss, self.saved, self.warm, self.picture = [], math.inf, [start], False, True
         card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
         peak = PEAK_TFLOPS.get(card, math.inf) if rt.dtype != torch.float32 else math.inf
         self.peak = rt.world_size * 1e12 * peak
@@ -1291,6 +1314,7 @@ class RunLog:
         largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()]).max().item()  # nan beats all
         self.require_finite(step, largest_weight=largest)
         self.best, path = min(self.best, (self.val_loss, step)), self.run_dir / f"ckpt_{step:06d}.pt"
+        self.val_loss = math.inf  # of this step only
         state = dict(step=step, best=list(self.best), config=asdict(self.cfg), data=self.data.identity)
         save_checkpoint(path, self.model, optimizers, self.rt, **state)
         self("checkpoint", step, path=str(path))
@@ -1299,12 +1323,15 @@ class RunLog:
             for old, old_path in checkpoints(self.run_dir):
                 if old not in (*self.saved[-2:], self.best[1]):
                     old_path.unlink()
-            self.picture = self.picture and plot(self.run_dir)
+            try:
+                self.picture = self.picture and plot(self.run_dir)
+            except Exception as e:  # a picture is not worth a run
+                self.rt.print(f"no loss.png: {type(e).__name__}: {e}")
 
     def close(self, stopped):
         """Says what to do next."""
         if stopped:
-            self.rt.print("stopped as asked; continue with --resume")
+            self.rt.print("stopped as asked; continue with --resume " + self.events[-1]["path"])
         elif len(self.events) == 1:  # the configuration
             self.rt.print("this run is finished; --resume with more --max_steps continues it")
         elif self.run_dir:
@@ -1343,7 +1370,7 @@ def plot(run_dir):
         near = {step: loss for step, loss in EXPECTED_LOSS.items() if step <= max(250, 1.5 * max(losses))}
         axes.plot(near.keys(), near.values(), "x", color="#009E73", label="a good run")
     axes.set(xlabel=f"step ({config['config']['total_batch']:,} tokens each)", ylabel="loss (nats per token)")
-    axes.set_title(f"{Path(run_dir).name}: {[*val.values()][-1]:.3f} nats per token")
+    axes.set_title(Path(run_dir).name)
     axes.grid(alpha=0.3)
     axes.legend()
     write_whole(Path(run_dir) / "loss.png", lambda f: figure.savefig(f, format="png"))
@@ -1400,6 +1427,8 @@ def config_from_args(argv=None):
     cfg = replace(defaults, **given)
     require(not {"epochs", "max_steps"} <= given.keys(), "--epochs and --max_steps say the same", "give one of them")
     path = open_run(cfg)[1] if cfg.resume else None
+    later = [p.name for _, p in checkpoints(path.parent) if p.name > path.name] if path and cfg.resume != "auto" else []
+    require(not later, f"{path} is not the last: {later[:1]} would be lost", "move it away, or begin anew with --init")
     if path:
         saved = load_checkpoint(path)["config"] | dict(epochs=None)  # its epochs have become max_steps
         cfg = TrainConfig(**saved | given | dict(resume=str(path)))

@@ -4,6 +4,7 @@ The second half runs on Python 3.12 with torch 2.11 too, and needs neither `data
     python -m pytest -m gpu
 """
 
+import gc
 import os
 import shutil
 import subprocess
@@ -153,13 +154,14 @@ def test_the_step_of_fused_adamw_comes_back_on_its_parameters_device(tmp_path):
     """ZeroRedundancyOptimizer leaves it on the CPU (pytorch issue 124133), and the fused kernel refuses it there."""
     rt, model, _, cfg = make_run(scale=1.0)
     p = torch.nn.Parameter(torch.zeros(3, device="meta"))  # a device that is not the CPU
-    loaded = SimpleNamespace(param_groups=[], state={}, load_state_dict=lambda state: None)
-    loaded.state[p] = dict(step=torch.tensor(5.0), exp_avg=torch.zeros(3))
+    inner = SimpleNamespace(state={p: dict(step=torch.tensor(5.0), exp_avg=torch.zeros(3))})
+    loaded = SimpleNamespace(param_groups=[], state={p: dict(step=1)}, load_state_dict=lambda state: None, optim=inner)
     config = dict(vars(cfg))
     save_checkpoint(tmp_path / "c.pt", model, [], rt, step=3, best=[1.0, 0], config=config, data="d")
     ckpt = load_checkpoint(tmp_path / "c.pt") | dict(optimizers=[dict(param_groups=[])])
     restore(ckpt, model, [loaded], rt, cfg, SimpleNamespace(identity="d"))
-    assert {m.device.type for m in loaded.state[p].values()} == {"meta"}
+    assert {m.device.type for m in inner.state[p].values()} == {"meta"}
+    assert not loaded.state  # torch's wrapper keeps a second copy there
 
 
 def test_what_was_auto_is_chosen_anew_on_another_machine(shards, tmp_path, monkeypatch):
@@ -183,6 +185,7 @@ def test_a_checkpoint_is_unmapped_before_training_goes_on(shards, tmp_path, monk
     path, step, seen = tmp_path / "log/tales/ckpt_000006.pt", train_gpt2.train_step, []
 
     def look(*args):
+        gc.collect()  # torch.load may leave a cycle of references, which Python frees when it next looks for such
         seen.append("ckpt_" in Path("/proc/self/maps").read_text())
         return step(*args)
 
@@ -228,7 +231,7 @@ def test_losses_on_cuda_are_those_on_the_cpu(shards, tmp_path, change):
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("change", [
-    {}, dict(dtype="bfloat16", compile="true"), dict(dtype="float16"), dict(dtype="float16", optimizer="muon"),
+    {}, dict(dtype="bfloat16", compile="true"), dict(dtype="float16"), dict(optimizer="muon"),
     dict(dropout=0.2, activation_checkpointing=True),
 ])  # fmt: skip
 def test_a_run_on_cuda_goes_on_as_if_it_had_not_stopped(shards, tmp_path, change):
