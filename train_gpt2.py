@@ -339,7 +339,7 @@ class GPT(nn.Module):
         # Keep the k largest (all V without top_k), sorted, so that what follows touches k numbers instead of V.
         logits, ids = logits.float().cpu().topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # (B, k) each
         # The largest is subtracted first: then a tiny temperature gives -inf and probability 0, not inf and nan.
-        probs = ((logits - logits[:, :1]) / temperature).softmax(dim=-1)
+        probs = ((logits - logits[:, :1]).double() / temperature).softmax(dim=-1)
         if top_p is not None:
             before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens; the first stays
             probs = probs.masked_fill(before >= top_p, 0.0)
