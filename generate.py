@@ -5,6 +5,7 @@ Text from a model: a checkpoint of train_gpt2.py, OpenAI's weights, or a directo
     python generate.py --model gpt2 --interactive          you begin and it goes on; an empty line ends
     echo "Once upon" | python generate.py --prompt - --num_samples 3 --seed 1 > stories.txt
     python generate.py --export my_model                   for transformers: AutoModelForCausalLM, AutoTokenizer
+    python generate.py --export my_model.gguf              the same in one file, in the format of llama.cpp
 
 Standard output gets the texts, each with its prompt, and nothing else; notes go to standard error. Several texts are
 separated by a line <|endoftext|>, as in a corpus. Each begins as documents do in training: after <|endoftext|>.
@@ -16,6 +17,7 @@ import codecs
 import contextlib
 import itertools
 import json
+import re
 import secrets
 import sys
 import time
@@ -25,77 +27,49 @@ import torch
 import torch.nn as nn
 
 from tokenizer import EOT, eot_id, find_tokenizer, save_tokenizer
-from train_gpt2 import GPT, Parser, UserError, newest_checkpoint, run_main, setup_runtime, write_whole
+from train_gpt2 import GPT, Parser, newest_checkpoint, read_log, reading, require, run_main, setup_runtime, write_whole
 
-ROWS = 8  # texts that grow side by side: eight cost little more time than one, for the weights are read once for all
-# What a terminal would obey instead of showing. An untrained model says any byte; a trained one, what it has read.
+ROWS = 8  # texts that grow side by side: eight take little longer than one, because the weights are read once for all
+# Characters that a terminal obeys instead of showing. An untrained model writes any byte.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
+HINT = "put the tokenizer.json that it was trained with beside it"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 1. Texts that grow
-# ----------------------------------------------------------------------------------------------------------------------
-class Row:
-    """A text that grows by tokens. A token may end inside a character, whose bytes then wait for the next token."""
-
-    def __init__(self, encoding, ids, before=""):
-        self.encoding, self.decoder = encoding, codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.text, self.written = before + self.decoder.decode(encoding.decode_bytes(ids)), 0
-        self.tokens, self.done = 0, False
-
-    def add(self, token):
-        """Takes the next token; <|endoftext|> ends the text, and what a finished row is given falls away."""
-        if self.done:
-            return
-        self.tokens += 1
-        if token == eot_id(self.encoding):
-            self.finish()
-        else:
-            self.text += self.decoder.decode(self.encoding.decode_single_token_bytes(token))
-
-    def finish(self):
-        if not self.done:
-            self.text += self.decoder.decode(b"", final=True)  # half a character becomes the replacement character
-            self.text += "" if self.text.endswith("\n") else "\n"
-        self.done = True
-
-    def take(self):
-        """The part of the text that has not been taken yet."""
-        start, self.written = self.written, len(self.text)
-        return self.text[start:]
-
-
-def show(rows, out):
-    """Writes the first row as far as it has grown, and once it is done goes on to the next; drops the done ones."""
-    while rows:
-        text = rows[0].take()
-        out.write(text.translate(CONTROLS) if out.isatty() else text)
-        if not rows[0].done:
-            break
-        rows.pop(0)
-    out.flush()
+# === 1. Texts that grow. ============================================================================================
+def grow(rows, stream, eot):
+    """Adds the next token of a GPT.stream to each row (a list of ids) that does not end in eot yet. Returns whether the
+    stream had one."""
+    tokens = next(stream, None)  # (B, 1)
+    if tokens is None:
+        return False
+    for row, token in zip(rows, tokens.flatten().tolist(), strict=True):
+        if row[-1:] != [eot]:
+            row.append(token)
+    return True
 
 
 def write_texts(model, encoding, prompt, args, generator, out):
     """Continues the prompt (a list of ids, maybe empty) args.num_samples times and writes the texts to `out` while
-    they grow. generator: a CPU generator. Returns the number of new tokens."""
-    count = 0
+    they grow. generator: a random generator of the CPU. Returns the number of new tokens."""
+    eot, count = eot_id(encoding), 0
     for first in range(0, args.num_samples, ROWS):
-        numbers = range(first, min(first + ROWS, args.num_samples))
-        rows = [Row(encoding, prompt, before=f"{EOT}\n" if i else "") for i in numbers]
-        waiting = list(rows)
-        idx = torch.tensor([[eot_id(encoding), *prompt]] * len(rows), device=model.lm_head.weight.device)  # (B, T)
-        show(waiting, out)
-        for tokens in model.stream(idx, args.max_tokens, args.temperature, args.top_k, args.top_p, generator):  # (B, 1)
-            for row, token in zip(rows, tokens.flatten().tolist(), strict=True):
-                row.add(token)
-            show(waiting, out)
-            if not waiting:
-                break
-        for row in waiting:
-            row.finish()
-        show(waiting, out)
-        count += sum(row.tokens for row in rows)
+        rows = [list(prompt) for _ in range(first, min(first + ROWS, args.num_samples))]
+        idx = torch.tensor([[eot, *prompt]] * len(rows), device=model.lm_head.weight.device)  # (B, T)
+        stream = model.stream(idx, args.max_tokens, args.temperature, args.top_k, args.top_p, generator)
+        for i, row in enumerate(rows, start=first):  # all rows grow, and this one is written
+            out.write(f"{EOT}\n" if i else "")
+            # A token may end inside a character, whose bytes then wait in the decoder for the next token.
+            decoder, written, more = codecs.getincrementaldecoder("utf-8")(errors="replace"), 0, True
+            while more:
+                more = row[-1:] != [eot] and grow(rows, stream, eot)
+                new, written = encoding.decode_bytes([token for token in row[written:] if token != eot]), len(row)
+                text = decoder.decode(new, final=not more)
+                out.write(text.translate(CONTROLS) if out.isatty() else text)
+                out.flush()
+            text = encoding.decode_bytes([token for token in row if token != eot])
+            out.write("" if text.endswith(b"\n") else "\n")
+        out.flush()
+        count += sum(len(row) - len(prompt) for row in rows)
     return count
 
 
@@ -103,19 +77,17 @@ def converse(model, encoding, args, generator, out):
     """Reads a line, continues it, reads the next; each stands alone. An empty line or Ctrl-D ends; Ctrl-C a text."""
     with contextlib.suppress(ImportError):  # Windows has no such module, and needs none
         import readline  # noqa: F401  arrow keys and history for input()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # a letter that the terminal's encoding lacks does not end the program
     note("begin a text and press Enter; an empty line ends, Ctrl-C stops a text")
-    while True:
-        try:
-            text = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            out.write("\n")
-            return
-        if not text.strip():
-            return
-        try:
-            write_texts(model, encoding, encode(text, encoding, model), args, generator, out)
-        except KeyboardInterrupt:
-            out.write("\n")
+    try:
+        while (text := input("> ")).strip():
+            try:
+                write_texts(model, encoding, encode(text, encoding, model), args, generator, out)
+            except KeyboardInterrupt:
+                out.write("\n")
+    except EOFError:
+        out.write("\n")
 
 
 def encode(text, encoding, model):
@@ -127,18 +99,17 @@ def encode(text, encoding, model):
 
 
 def note(text):
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr:  # None if it is closed, and then print() would take standard output
+        print(text, file=sys.stderr, flush=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 2. Fast products on a CPU
-# ----------------------------------------------------------------------------------------------------------------------
+# === 2. Fast products on a CPU. =====================================================================================
 class PackedLinear(nn.Module):
     """nn.Linear for inference on a CPU: the weight lies in memory in the order in which oneDNN's kernels read it.
 
     To make one token, every weight is read once and used once a row, so the time is that of reading the memory, if all
-    cores read. nn.Linear does not get there: in float32 torch hands a product with one row to a library that may use a
-    single core, and in bfloat16 oneDNN puts the weight in its own order again at every call. See
+    cores read. nn.Linear is slower: in float32 torch hands a product with one row to a library that may use a single
+    core, and in bfloat16 oneDNN puts the weight in its own order again at every call. See
     tests/benchmarks/bench_generate.py. The two operators are torch.compile's own, with no public name.
     """
 
@@ -165,51 +136,49 @@ def pack_weights(model):
             for name, layer in part.named_children():
                 if isinstance(layer, nn.Linear):
                     setattr(part, name, PackedLinear(layer.weight, layer.bias))
-    # The head's weight stays as it is beside its packed copy, for it is also the table of embeddings.
+    # The head's weight stays as it is beside its packed copy, because it is also the table of embeddings.
     model.head = PackedLinear(model.lm_head.weight, None).forward
     return model
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 3. Export
-# ----------------------------------------------------------------------------------------------------------------------
-def export(model, encoding, directory):
-    """Writes model and tokenizer as transformers reads them, and bpe.json, the tokenizer as this project reads it.
+# === 3. Export: for transformers, and as GGUF. ======================================================================
+def export(model, encoding, target, source):
+    """Writes model and tokenizer to a new directory as transformers reads them, with a model card, and with bpe.json,
+    the tokenizer as this project reads it; or to a new file whose name ends in .gguf. source: where the model is from.
 
     bpe.json is not called tokenizer.json because transformers has another format of that name. Raises UserError, before
-    anything is written, if the directory holds something already or the tokenizer has no merges to write.
+    anything is written, if the target holds something already or the tokenizer has no merges to write.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} is there already", "give --export the name of a new directory")
-    files = hf_tokenizer_files(encoding, model.config.block_size)
-    model.save_pretrained(directory)
-    for name, text in files.items():
-        write_whole(directory / name, lambda file, text=text: file.write(text.encode("utf-8")))
-    save_tokenizer(encoding, directory / "bpe.json")
-
-
-def hf_tokenizer_files(encoding, block_size):
-    """{name: content} of the files from which transformers' GPT2Tokenizer is made."""
-    ranks = encoding._mergeable_ranks
-    names = byte_names()
-    spell = {token: "".join(names[byte] for byte in token) for token in ranks}
-    vocab = {spell[token]: ranks[token] for token in sorted(ranks, key=ranks.get)} | {EOT: eot_id(encoding)}
-    merges = "".join(f"{spell[left]} {spell[right]}\n" for left, right in merges_of(ranks))
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)
-    config = dict(tokenizer_class="GPT2Tokenizer", add_prefix_space=False, model_max_length=block_size, **special)
-    return {
-        "vocab.json": json.dumps(vocab, ensure_ascii=False),
-        "merges.txt": "#version: 0.2\n" + merges,
+    target = Path(target)
+    is_new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    require(is_new, f"{target} is there already", "give --export a new name")
+    tokens, merges = spelled(encoding)
+    if target.suffix == ".gguf":
+        write_gguf(model, tokens, merges, target)
+        return
+    config = dict(tokenizer_class="GPT2Tokenizer", add_prefix_space=False, model_max_length=model.config.block_size)
+    config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)
+    files = {
+        "vocab.json": json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
         "tokenizer_config.json": json.dumps(config, indent=2),
+        "README.md": model_card(model, target.resolve().name, Path(source)),
     }
+    model.save_pretrained(target)
+    for name, text in files.items():
+        write_whole(target / name, lambda file, text=text: file.write(text.encode("utf-8")))
+    save_tokenizer(encoding, target / "bpe.json")
 
 
-def byte_names():
-    """Byte -> the character that GPT-2's files write for it: itself if Latin-1 shows it, else one from U+0100 on."""
+def spelled(encoding):
+    """The tokens in the order of their ids, and the merges in the order learned, as GPT-2's files spell both: a byte is
+    the character that Latin-1 shows for it, or else one from U+0100 on."""
     shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    names = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    ranks = encoding._mergeable_ranks
+    spell = {token: "".join(names[byte] for byte in token) for token in sorted(ranks, key=ranks.get)}
+    return [*spell.values(), EOT], [f"{spell[left]} {spell[right]}" for left, right in merges_of(ranks)]
 
 
 def merges_of(ranks):
@@ -223,17 +192,78 @@ def merges_of(ranks):
         while len(parts) > 2:
             joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
             i = joined.index(min(joined))
-            if joined[i] >= ranks[token]:
-                raise UserError(f"the token {token!r} cannot be made by merges", "this tokenizer cannot be exported")
+            made = joined[i] < ranks[token]
+            require(made, f"the token {token!r} cannot be made by merges", "this tokenizer cannot be exported")
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
         if len(parts) == 2:
             merges.append(tuple(parts))
     return merges
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 4. Command line
-# ----------------------------------------------------------------------------------------------------------------------
+def model_card(model, name, source):
+    """README.md of an export: what the model is, how it was trained as far as its run's log tells, how to load it."""
+    c, story = model.config, f"The weights are those of `{source.name}`."
+    log, checkpoint = source.parent / "log.jsonl", re.fullmatch(r"ckpt_(\d+)\.pt", source.name, re.ASCII)
+    with reading(log, "move it away to export without it"):
+        events = [e for e in read_log(log.parent) if e["step"] <= int(checkpoint[1])] if checkpoint else []
+        if events:
+            cfg = events[0]["config"]
+            begin = f", from the weights of `{Path(cfg['init']).name}`" if cfg["init"] else ""
+            length = f"{int(checkpoint[1]):,} steps of {cfg['total_batch']:,} tokens"
+            story = f"Trained on `{Path(cfg['data']).name}` for {length} (recipe `{cfg['recipe']}`{begin})."
+        for e in [e for e in events if e["event"] == "val"][-1:]:
+            bits = f"{e['val_bpb']:.4f} bits per byte, " if e["val_bpb"] else ""
+            story += f" On held-out text, after step {e['step']:,}: {bits}{e['val_loss']:.4f} nats per token."
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {name}
+
+A GPT-2 of {model.num_params():,} parameters: {c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, context of \
+{c.block_size:,} tokens, vocabulary of {c.vocab_size:,} tokens.
+
+{story}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+ids = tokenizer("{EOT}Once upon a time", return_tensors="pt")  # each document began so in training
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=20)[0]))
+```
+"""
+
+
+def write_gguf(model, tokens, merges, path):
+    """Writes model and tokenizer as one GGUF file, all weights in float32."""
+    import gguf
+
+    c, eot = model.config, len(tokens) - 1
+    entries = dict(
+        block_count=c.n_layer, context_length=c.block_size, embedding_length=c.n_embd, feed_forward_length=4 * c.n_embd,
+        head_count=c.n_head, layer_norm_eps=1e-5, file_type=gguf.LlamaFileType.ALL_F32, tokenizer_model="gpt2",
+        tokenizer_pre="gpt-2", token_list=tokens, token_merges=merges, bos_token_id=eot, eos_token_id=eot,
+        token_types=[gguf.TokenType.NORMAL] * eot + [gguf.TokenType.CONTROL],
+    )  # fmt: skip
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, c.n_layer)
+
+    def write(file):
+        writer = gguf.GGUFWriter(file.name, "gpt2")  # opens the file by its name once more
+        for name, value in entries.items():
+            getattr(writer, f"add_{name}")(value)
+        for name, p in model.named_parameters():
+            writer.add_tensor(names.get_name(name, (".weight", ".bias")), p.detach().cpu().float().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    write_whole(path, write)
+
+
+# === 4. Command line. ===============================================================================================
 def make_parser():
     parser = Parser("generate.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
     source = parser.add_mutually_exclusive_group()
@@ -242,7 +272,7 @@ def make_parser():
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", metavar="TEXT", help="how the text begins; - reads it from standard input")
     what.add_argument("--interactive", action="store_true", help="ask for one prompt after the other")
-    what.add_argument("--export", metavar="DIR", help="write the model and its tokenizer for transformers, and stop")
+    what.add_argument("--export", metavar="NEW", help="write a directory for transformers, or NAME.gguf, and stop")
     parser.add_argument("--num_samples", type=int, default=1, help="texts (default: 1)")
     parser.add_argument("--max_tokens", type=int, default=400, help="longest text, in new tokens (default: 400)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")
@@ -256,42 +286,38 @@ def make_parser():
 
 
 def check(args):
-    """Mistakes that can be seen before the model is loaded."""
+    """Raises UserError for mistakes that can be seen before the model is loaded."""
     for name in ("num_samples", "max_tokens"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}", "it is a whole number of at least 1")
-    if args.seed is not None and not 0 <= args.seed < 2**63:
-        raise UserError(f"--seed is {args.seed}", "it is a whole number from 0 on, of less than 64 bits")
+        require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}", "it is a whole number of at least 1")
+    in_range = args.seed is None or 0 <= args.seed < 2**63
+    require(in_range, f"--seed is {args.seed}", "it is a whole number from 0 on, of less than 64 bits")
     GPT.sample_next(torch.zeros(1, 1), args.temperature, args.top_k, args.top_p)  # refuses what it would refuse later
+    reads = args.interactive or args.prompt == "-"
+    require(sys.stdin or not reads, "standard input is closed", "give the text with --prompt")
+    require(sys.stdout or args.export is not None, "standard output is closed", "the text is written there")
 
 
 def read_prompt(given):
     """--prompt -> the text, "" for the start of a document."""
-    if given is None:
-        return ""
     if given == "-":
-        try:
+        with reading("standard input", "give plain text in UTF-8"):
             given = sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n")
-        except UnicodeDecodeError as e:
-            raise UserError(f"standard input is not UTF-8: {e.reason} at byte {e.start}", "give plain text") from e
-    if not given:
-        raise UserError("the prompt is empty", "leave --prompt out for a text from its very start")
-    return given
+    require(given != "", "the prompt is empty", "leave --prompt out for a text from its very start")
+    return given or ""
 
 
-def load(args):
-    """-> the model that was asked for, or the newest; its tokenizer; and a line about them."""
-    source = args.checkpoint or args.model or newest_checkpoint(Path("log").glob("*"))
-    if source is None:
-        raise UserError("there is no checkpoint under log/", "python train_gpt2.py makes one, or give --model gpt2")
+def load(source):
+    """A name or a path, or None for the newest checkpoint under log/ -> model, its tokenizer, where it was found."""
+    newest = newest_checkpoint(Path("log").glob("*") if source is None else [source])
+    found = newest is not None or source is not None
+    require(found, "there is no checkpoint under log/", "python train_gpt2.py makes one, or give --model gpt2")
+    source = newest or source
     model = GPT.from_pretrained(source)
-    encoding = find_tokenizer(source)
-    if encoding.n_vocab != model.config.vocab_size:
-        raise UserError(
-            f"{source} has {model.config.vocab_size:,} tokens, but the tokenizer {encoding.name} {encoding.n_vocab:,}",
-            "put the tokenizer.json that it was trained with beside it",
-        )
-    return model, encoding, f"{source}: {model.num_params():,} parameters, tokenizer {encoding.name}"
+    # Without a tokenizer beside the model, find_tokenizer fetches GPT-2's, which cannot fit a smaller vocabulary.
+    V, folders = model.config.vocab_size, (Path(source), Path(source).parent)
+    beside = any((folder / name).is_file() for folder in folders for name in ("bpe.json", "tokenizer.json"))
+    require(beside or V >= 50257, f"{source} has {V:,} tokens, and there is no tokenizer beside it", HINT)
+    return model, find_tokenizer(source), source
 
 
 def run(argv):
@@ -299,10 +325,14 @@ def run(argv):
     check(args)
     rt = setup_runtime(args.device, args.dtype)
     prompt = read_prompt(args.prompt)
-    model, encoding, description = load(args)
-    if args.export:
-        export(model, encoding, args.export)
-        note(f"{description}; written to {args.export}")
+    model, encoding, source = load(args.model if args.checkpoint is None else args.checkpoint)
+    V, other = model.config.vocab_size, f"the tokenizer {encoding.name} {encoding.n_vocab:,}"
+    require(encoding.n_vocab == V, f"{source} has {V:,} tokens, but {other}", HINT)
+    description = f"{source}: {model.num_params():,} parameters, tokenizer {encoding.name}"
+    if args.export is not None:
+        export(model, encoding, args.export, source)
+        hint = f"; transformers needs gguf_file=, n_positions={model.config.block_size}"
+        note(f"{description}; written to {args.export}{hint if args.export.endswith('.gguf') else ''}")
         return
     model.to(rt.device, rt.dtype)  # all of it: autocast would convert every weight again for every token
     if rt.device.type == "cpu":
@@ -310,8 +340,8 @@ def run(argv):
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     note(f"{description}; {rt.device}, {str(rt.dtype)[6:]}; seed {seed}")
     generator, out = torch.Generator().manual_seed(seed), sys.stdout
-    if hasattr(out, "reconfigure"):  # a file is UTF-8 on every system; a terminal shows what it can
-        out.reconfigure(encoding=None if out.isatty() else "utf-8", errors="replace")
+    if hasattr(out, "reconfigure") and not out.isatty():
+        out.reconfigure(encoding="utf-8")  # a file is UTF-8 on every system; run_main lets a terminal show what it can
     if args.interactive:
         converse(model, encoding, args, generator, out)
         return

@@ -3,10 +3,12 @@
     python -m pytest tests/test_generate.py
 """
 
+import copy
 import io
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -17,7 +19,7 @@ import torch
 
 import generate
 import tokenizer
-from generate import Row, export, main, make_parser, merges_of, pack_weights, show, write_texts
+from generate import export, main, make_parser, merges_of, pack_weights, spelled, write_texts
 from tokenizer import find_tokenizer
 from train_gpt2 import GPT, GPTConfig, Runtime, TrainConfig, UserError, configure_optimizers, save_checkpoint
 
@@ -94,18 +96,24 @@ def options(*argv):
 # ----------------------------------------------------------------------------------------------------------------------
 # Texts that grow
 # ----------------------------------------------------------------------------------------------------------------------
+class Parts(io.StringIO):
+    """Standard output that remembers what was written between two flushes."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = []
+
+    def flush(self):
+        self.parts.append(self.getvalue()[sum(map(len, self.parts)) :])
+
+
 def test_characters_of_several_tokens_are_written_when_they_are_whole(encoding):
-    row, parts = Row(encoding, []), []
-    for byte in "é🐚".encode():
-        row.add(byte)  # the first 256 ids are the bytes
-        parts.append(row.take())
-    assert parts == ["", "é", "", "", "", "🐚"]
-    row.add("é".encode()[0])
-    row.add(tokenizer.eot_id(encoding))
-    row.add(65)  # after the end: falls away
-    assert row.take() == "\N{REPLACEMENT CHARACTER}\n" and row.done and row.tokens == 8
-    row.finish()
-    assert row.take() == ""
+    """The first 256 ids are the bytes. The text ends inside a character; what a finished row is given falls away."""
+    eot, out = tokenizer.eot_id(encoding), Parts()
+    said = [*"é🐚é".encode()[:-1], eot, 65]
+    count = write_texts(Script(said), encoding, [], options("--max_tokens", "9"), None, out)
+    assert out.parts[:6] == ["", "é", "", "", "", "🐚"]
+    assert out.getvalue() == "é🐚\N{REPLACEMENT CHARACTER}\n" and count == 8
 
 
 def test_rows_are_written_one_after_the_other(encoding):
@@ -118,15 +126,12 @@ def test_rows_are_written_one_after_the_other(encoding):
     assert script.prompt == [[eot, *b"> "]] * 3  # a document begins after its marker, as in training
 
 
-def test_the_first_row_is_written_while_it_grows(encoding):
-    rows, out = [Row(encoding, []), Row(encoding, [])], io.StringIO()
-    written = []
-    for a, b in zip(b"abc", b"xyz", strict=True):
-        rows[0].add(a)
-        rows[1].add(b)
-        show(rows[:], out)
-        written.append(out.getvalue())
-    assert written == ["a", "ab", "abc"]
+def test_a_row_is_written_while_it_grows(encoding):
+    """The second one from the moment on at which the first has ended."""
+    out, eot = Parts(), tokenizer.eot_id(encoding)
+    script = Script([*b"ab", eot, *b"..."], [*b"uvwxyz"])
+    write_texts(script, encoding, [*b"> "], options("--num_samples", "2", "--max_tokens", "6"), None, out)
+    assert [part for part in out.parts if part] == ["> a", "b", "\n<|endoftext|>\n> uvwx", "y", "z", "\n"]
 
 
 def test_generation_stops_when_all_rows_have_ended(encoding):
@@ -150,9 +155,7 @@ def test_a_terminal_is_not_given_commands(encoding):
             return True
 
     for out, expected in ((Terminal(), "a\N{REPLACEMENT CHARACTER}[2J\tb\n"), (io.StringIO(), "a\x1b[2J\tb\n")):
-        row = Row(encoding, [*b"a\x1b[2J\tb"])
-        row.finish()
-        show([row], out)
+        write_texts(Script([*b"a\x1b[2J\tb"]), encoding, [], options(), None, out)
         assert out.getvalue() == expected
 
 
@@ -169,11 +172,16 @@ def test_text_to_standard_output_and_notes_to_standard_error(run_folder, say, mo
     assert "ckpt_000010.pt" in err and "tokens/s" in err and "tokenizer small" in err
 
 
-def test_the_same_seed_gives_the_same_text_and_the_notes_tell_the_seed(run_folder, say):
+def test_the_same_seed_gives_the_same_text_and_the_notes_tell_the_seed(run_folder, say, monkeypatch):
+    monkeypatch.setattr(generate.secrets, "randbelow", lambda n: 5)  # a drawn seed could give the text of the next one
     _, first, err = say("--max_tokens", "20")
-    seed = err.split("seed ")[1].split()[0]
-    assert say("--max_tokens", "20", "--seed", seed)[1] == first
-    assert say("--max_tokens", "20", "--seed", str(int(seed) + 1))[1] != first
+    assert err.split("seed ")[1].split()[0] == "5"
+    assert say("--max_tokens", "20", "--seed", "5")[1] == first
+    assert say("--max_tokens", "20", "--seed", "6")[1] != first
+    monkeypatch.undo()
+    os.chdir(run_folder.parent.parent)
+    seeds = {say("--max_tokens", "1")[2].split("seed ")[1].split()[0] for _ in range(3)}
+    assert len(seeds) > 1  # by chance in one of 2**64 runs
 
 
 def test_the_newest_checkpoint_or_the_one_asked_for(run_folder, say, encoding, tmp_path):
@@ -217,7 +225,7 @@ def test_prompt_from_standard_input(run_folder, say, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Zwei\r\nZeilen, été\n".encode())))
     code, out, _ = say("--prompt", "-", "--max_tokens", "1")
     assert code == 0 and out.startswith("Zwei\nZeilen, été") and not out.startswith("Zwei\nZeilen, été\n\n")
-    for raw, message in ((b"\xff\xfe", "not UTF-8"), (b"", "empty"), (b"\n", "empty")):
+    for raw, message in ((b"\xff\xfe", "standard input"), (b"", "empty"), (b"\n", "empty")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         code, out, err = say("--prompt", "-")
         assert code == 2 and out == "" and message in err
@@ -253,7 +261,7 @@ def test_interactive_ends_with_the_input_and_goes_on_after_a_stopped_text(run_fo
 
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(generate, "write_texts", stopped)
-    assert say("--interactive")[0] == 0 and texts == ["first", "second"]
+    assert say("--interactive")[0] == (0 if end is EOFError else 130) and texts == ["first", "second"]
 
 
 def test_ctrl_c_ends_a_text_without_a_traceback(run_folder, say, monkeypatch):
@@ -278,6 +286,7 @@ def test_a_reader_that_leaves_early(run_folder):
     [
         (["--temperature", "-0.5"], "temperature is -0.5"),
         (["--temperature", "nan"], "temperature is nan"),
+        (["--temperature", "inf"], "temperature is inf"),
         (["--temperature", "warm"], "warm"),
         (["--top_k", "0"], "top_k is 0"),
         (["--top_k", "1.5"], "1.5"),
@@ -289,6 +298,7 @@ def test_a_reader_that_leaves_early(run_folder):
         (["--prompt", ""], "the prompt is empty"),
         (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
         (["--model", "gpt5"], "gpt5"),
+        (["--model", ""], "no model"),
         (["--model", "gpt2", "--checkpoint", "x.pt"], "not allowed with"),
         (["--prompt", "x", "--interactive"], "not allowed with"),
         (["--temprature", "1"], "temprature"),
@@ -310,6 +320,78 @@ def test_no_checkpoint_and_the_wrong_tokenizer(run_folder, say, tmp_path, monkey
     monkeypatch.chdir(empty)
     code, _, err = say()
     assert code == 2 and "no checkpoint" in err and "python train_gpt2.py" in err
+
+
+def test_a_small_vocabulary_without_its_tokenizer_does_not_get_gpt2s(run_folder, say, monkeypatch):
+    """It could not fit, and would have to be fetched."""
+    monkeypatch.setattr(generate, "find_tokenizer", lambda source: pytest.fail("it looks for GPT-2's"))
+    (run_folder / "tokenizer.json").unlink()
+    code, _, err = say()
+    assert code == 2 and "300 tokens, and there is no tokenizer beside it" in err
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(run_folder, say, model):
+    broken = copy.deepcopy(model)
+    broken.transformer.h[1].mlp.c_fc.bias.data[3] = float("nan")
+    write_checkpoint(run_folder / "ckpt_000020.pt", broken, 20)
+    code, out, err = say("--checkpoint", str(run_folder / "ckpt_000020.pt"))
+    assert code == 2 and out == "" and "transformer.h.1.mlp.c_fc.bias" in err
+
+
+def test_cudnns_attention_is_off_while_texts_grow_and_then_as_before(run_folder, say, monkeypatch):
+    """Also if a text ends before the model would."""
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    seen, hidden = [], GPT.hidden
+
+    def note(self, *args):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return hidden(self, *args)
+
+    monkeypatch.setattr(GPT, "hidden", note)
+    for max_tokens in ("3", "2000"):
+        assert say("--max_tokens", max_tokens, "--seed", "1")[0] == 0
+        assert seen and not any(seen) and torch.backends.cuda.cudnn_sdp_enabled()
+    assert len(seen) < 2000
+
+
+def script(*argv, closed="", **environment):
+    """generate.py in a process and a shell of its own, in the working directory."""
+    words = [sys.executable, str(ROOT / "generate.py"), *argv, "--device", "cpu", "--max_tokens", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = f"{shlex.join(words)} {closed}"
+    return subprocess.run(command, shell=True, capture_output=True, env=environment, timeout=120, check=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such shell")
+def test_closed_standard_input_and_output(run_folder):
+    cases = {"<&-": (["--prompt", "-"], ["--interactive"]), ">&-": ([],)}
+    for closed, argvs in cases.items():
+        for argv in argvs:
+            done, name = script(*argv, closed=closed), b"input" if closed == "<&-" else b"output"
+            assert done.returncode == 2 and done.stdout == b""
+            assert done.stderr.startswith(b"error: standard " + name + b" is closed")
+    assert script("--seed", "1", closed="2>&-").stdout == script("--seed", "1").stdout  # no notes among the text
+    assert script("--export", "exported", closed="<&- >&-").returncode == 0
+
+
+@pytest.mark.parametrize("system", ["ascii", "cp1252"])
+def test_a_text_in_a_file_is_utf8_whatever_the_system_writes(run_folder, system):
+    done = script("--prompt", "你好 🐚 été", PYTHONIOENCODING=system)
+    assert done.returncode == 0 and done.stdout.decode("utf-8").startswith("你好 🐚 été")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminals")
+def test_interactive_in_a_terminal_that_knows_ascii_only(run_folder):
+    import pty
+
+    ours, theirs = pty.openpty()
+    words = [sys.executable, str(ROOT / "generate.py"), "--interactive", "--device", "cpu", "--max_tokens", "3"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
+        os.write(ours, "été\n\n".encode())
+        err = process.communicate(timeout=120)[1].decode()
+        shown = os.read(ours, 10_000)
+    assert process.returncode == 0 and "Traceback" not in err and b"t??" in shown
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -387,6 +469,88 @@ def test_export_overwrites_nothing(run_folder, say, tmp_path):
     assert {path: path.read_bytes() for path in run_folder.iterdir()} == before
     (tmp_path / "empty").mkdir()
     assert say("--export", "empty")[0] == 0
+    (tmp_path / "there.gguf").write_text("mine")
+    code, _, err = say("--export", "there.gguf")
+    assert code == 2 and "is there already" in err and (tmp_path / "there.gguf").read_text() == "mine"
+
+
+def test_the_model_card_tells_what_the_log_knows(run_folder, say):
+    """Of the step that the weights are from, although the run went on; and how to load them, in code that runs."""
+    pytest.importorskip("transformers")
+    cfg = asdict(TrainConfig.from_recipe("tales", data="/home/me/stories.txt", total_batch=512))
+    events = [dict(event="config", step=0, config=cfg)]
+    events += [dict(event="val", step=step, val_loss=step / 7, val_bpb=step / 9) for step in (0, 9, 20)]
+    (run_folder / "log.jsonl").write_text("\n".join(map(json.dumps, events)), "utf-8")
+    say("--export", "exported")
+    card = Path("exported/README.md").read_text("utf-8")
+    assert "# exported\n" in card and f"{GPT(CONFIG).num_params():,} parameters: 2 layers, 2 heads, width 32" in card
+    assert "context of 32 tokens, vocabulary of 300 tokens" in card
+    assert "Trained on `stories.txt` for 10 steps of 512 tokens (recipe `tales`)." in card and "/home" not in card
+    assert "after step 9: 1.0000 bits per byte, 1.2857 nats per token." in card
+    code = card.split("```python\n")[1].split("```")[0]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and "Once upon a time" in run.stdout, run.stderr
+
+
+def test_the_model_card_without_a_log_and_with_one_that_is_damaged(run_folder, say):
+    assert say("--export", "first")[0] == 0
+    assert "The weights are those of `ckpt_000010.pt`." in Path("first/README.md").read_text("utf-8")
+    assert say("--model", "first", "--export", "second")[0] == 0
+    assert "The weights are those of `first`." in Path("second/README.md").read_text("utf-8")
+    cfg = dict(asdict(TrainConfig.from_recipe("tales")), init="path/to/gpt2")
+    (run_folder / "log.jsonl").write_text(json.dumps(dict(event="config", step=0, config=cfg)) + "\n", "utf-8")
+    assert say("--export", "third")[0] == 0
+    card = Path("third/README.md").read_text("utf-8")
+    assert "(recipe `tales`, from the weights of `gpt2`)." in card and "held-out" not in card
+    (run_folder / "log.jsonl").write_text('{"step": 3, "event": "config"}\n', "utf-8")
+    code, _, err = say("--export", "fourth")
+    assert code == 2 and "log.jsonl is damaged" in err and not Path("fourth").exists()
+
+
+def test_gguf_holds_the_weights_and_the_tokenizer(run_folder, say, model, encoding):
+    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    code, out, err = say("--export", "new/small.gguf")
+    assert code == 0 and out == "" and "n_positions=32" in err
+    assert [path.name for path in Path("new").iterdir()] == ["small.gguf"]
+    reader = gguf.GGUFReader("new/small.gguf")
+    found = {t.name: torch.tensor(t.data) for t in reader.tensors}
+    names = dict(token_embd="wte", position_embd="wpe", output_norm="ln_f")
+    for i in range(2):
+        names |= {f"blk.{i}.attn_norm": f"h.{i}.ln_1", f"blk.{i}.ffn_norm": f"h.{i}.ln_2"}
+        names |= {f"blk.{i}.attn_qkv": f"h.{i}.attn.c_attn", f"blk.{i}.attn_output": f"h.{i}.attn.c_proj"}
+        names |= {f"blk.{i}.ffn_up": f"h.{i}.mlp.c_fc", f"blk.{i}.ffn_down": f"h.{i}.mlp.c_proj"}
+    weights = dict(model.transformer.named_parameters())
+    assert len(found) == len(weights)
+    for name, tensor in found.items():
+        stem, end = name.rsplit(".", 1)
+        torch.testing.assert_close(tensor, weights[f"{names[stem]}.{end}"], rtol=0, atol=0)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "gpt2" and fields["gpt2.context_length"] == 32
+    assert (fields["gpt2.block_count"], fields["gpt2.attention.head_count"]) == (2, 2)
+    assert (fields["gpt2.embedding_length"], fields["gpt2.feed_forward_length"]) == (32, 128)
+    assert (fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"]) == spelled(encoding)
+    assert fields["tokenizer.ggml.eos_token_id"] == 299
+
+
+def test_gguf_opens_in_transformers_with_the_same_ids_and_logits(run_folder, say, model, encoding):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    pytest.importorskip("accelerate", reason="transformers reads gguf files with the package accelerate only")
+    transformers = pytest.importorskip("transformers")
+    say("--export", "small.gguf")
+    how = dict(gguf_file="small.gguf", n_positions=32, dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(".", **how).eval()
+    idx = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(idx).logits, model(idx)[0], atol=1e-4, rtol=0)
+    peer = transformers.AutoTokenizer.from_pretrained(".", gguf_file="small.gguf")
+    for text in texts():
+        assert peer.encode(text) == encoding.encode_ordinary(text), text
+
+
+def test_gguf_without_its_package(run_folder, say, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    code, _, err = say("--export", "small.gguf")
+    assert code == 2 and "pip install gguf" in err and not Path("small.gguf").exists()
 
 
 def test_merges_are_those_that_were_learned():
@@ -404,12 +568,10 @@ def test_gpt2s_own_merges_come_back(tmp_path):
     except tokenizer.DataError as e:
         pytest.skip(f"GPT-2's tokenizer is not here: {e}")
     transformers = pytest.importorskip("transformers")
-    files = generate.hf_tokenizer_files(gpt2, 1024)
-    assert files["merges.txt"].split("\n")[1:4] == ["Ġ t", "Ġ a", "h e"]
-    assert json.loads(files["vocab.json"])["<|endoftext|>"] == 50256
-    for name, text in files.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    peer = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    export(GPT(GPTConfig(8, 50257, 1, 1, 2)), gpt2, tmp_path / "out", "gpt2")
+    assert (tmp_path / "out" / "merges.txt").read_text("utf-8").split("\n")[1:4] == ["Ġ t", "Ġ a", "h e"]
+    assert json.loads((tmp_path / "out" / "vocab.json").read_text("utf-8"))["<|endoftext|>"] == 50256
+    peer = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "out")
     for text in texts():
         assert peer.encode(text) == gpt2.encode_ordinary(text)
 
@@ -417,11 +579,11 @@ def test_gpt2s_own_merges_come_back(tmp_path):
 def test_export_with_a_tokenizer_that_has_no_merges_writes_nothing(model, tmp_path, encoding):
     ranks = {bytes([i]): i for i in range(256)} | {b"abc": 256}
     with pytest.raises(UserError, match="abc"):
-        export(model, tokenizer.make_encoding(ranks, "odd"), tmp_path / "out")
+        export(model, tokenizer.make_encoding(ranks, "odd"), tmp_path / "out", "a model")
     assert not (tmp_path / "out").exists()
 
 
 def test_find_tokenizer_prefers_ours_in_an_export(model, encoding, tmp_path):
-    export(model, encoding, tmp_path / "out")
+    export(model, encoding, tmp_path / "out", "a model")
     (tmp_path / "out" / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')  # as transformers' own would be
     assert find_tokenizer(tmp_path / "out").name == "small"
