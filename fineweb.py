@@ -1,5 +1,5 @@
 """
-Text into shards of tokens: FineWeb, FineWeb-Edu, or documents of your own.
+Text into shards of tokens: FineWeb, FineWeb-Edu, any data set of the Hub, or documents of your own.
 
 Training reads tokens much faster than anything can make them, so they are made once and kept in files of equal size,
 the shards. This script streams the documents (nothing is downloaded first), encodes them on all cores and writes
@@ -8,27 +8,30 @@ the shards. This script streams the documents (nothing is downloaded first), enc
     DIR/<prefix>_train_000001.npy   uint16, one dimension; for each document: <|endoftext|>, then its tokens
     DIR/manifest.json               where every token came from, and the sha256 of every shard
     DIR/tokenizer.json              the tokenizer; DIR is all that training and sampling need
-    DIR/lengths.png                 how long the documents are
 
     python fineweb.py                                         # FineWeb-Edu, 10 billion tokens, 20 GB
     python fineweb.py --num_shards 2                          # a first taste: 200 million tokens, 400 MB
+    python fineweb.py --dataset roneneldan/TinyStories        # any data set of the Hub with a column of text
     python fineweb.py --files "docs/*.jsonl" --tokenizer mine.json --shard_size 1000000 --out mine
     python fineweb.py --info mine                             # what is in a folder of shards
 
 Stopped at any moment, the same command goes on where it was: a shard appears under its name only when it is whole, and
 the manifest holds the place in the source where the next one starts. The result does not depend on how often it was
-stopped, or on the number of threads, in a single byte.
+stopped, or on the number of threads, in a single byte. A file that has changed since is refused by its size, its date
+and the hash of its ends; an edit in the middle that also puts the old date back is not noticed.
 
-Map:  1 sources   2 reading with patience   3 encoding   4 shards   5 the manifest   6 building   7 --info   8 commands
+Memory does not grow with the source. But a document of a .jsonl or .parquet file is encoded as a whole, and one of
+30 MB takes 1.6 GB while that lasts if it is a single word, without any space (ordinary text takes a tenth of it).
+
+Map:  1 sources   2 encoding   3 shards   4 the manifest   5 building   6 --info   7 commands
 
 FineWeb and FineWeb-Edu: Penedo et al. 2024, arXiv 2406.17557.
 """
 
 import argparse
 import contextlib
-import errno
+import difflib
 import glob
-import gzip
 import hashlib
 import io
 import itertools
@@ -38,28 +41,35 @@ import re
 import shutil
 import sys
 import time
-import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import version as installed_version
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import tokenizer
-from tokenizer import EOT, DataError
+from tokenizer import EOT
 
-# datasets, pyarrow, tqdm and matplotlib are imported where they are used.
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 1. Sources: documents in a fixed order, in numbered files
-# ----------------------------------------------------------------------------------------------------------------------
+# datasets, huggingface_hub, pyarrow and tqdm are imported where they are used.
 
 
-@dataclass(frozen=True)
-class Version:
+class UserError(Exception):
+    """A user's mistake: `str(error)` says what is wrong, `error.hint` what to do about it."""
+
+    def __init__(self, message, hint):
+        super().__init__(message)
+        self.hint = hint
+
+
+def require(condition, message, hint):
+    if not condition:
+        raise UserError(message, hint)
+
+
+# === 1. Sources: documents in a fixed order, in numbered files. =======================================================
+class Version(NamedTuple):
     """A published data set. `tokens` are GPT-2's, rounded: for the disk check and the time left, nothing else."""
 
     dataset: str
@@ -77,508 +87,344 @@ VERSIONS = {
     "10B": Version("HuggingFaceFW/fineweb", "sample-10BT", FINEWEB_REVISION, "fineweb10B", 10.3e9),
     "100B": Version("HuggingFaceFW/fineweb", "sample-100BT", FINEWEB_REVISION, "fineweb100B", 103e9),
 }
-
-PART_CHARS = 2**20  # a longer document is encoded in parts, so that no document can stall or fill the memory
-CHECK_ROWS = 100  # rows after which a file that gave nothing usable is refused
-READ_CHARS, READ_ROWS = 2**20, 32  # read at a time
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-PACKED_SUFFIXES = (".gz", ".zst")
+READ_ROWS = 32  # rows read at a time
+PART_CHARS = 2**20  # characters of a text file read at a time; a longer document in it comes in parts
 
 
 class Part(NamedTuple):
-    """A document, or a stretch of a long one, or a row that cannot be used (then text is None)."""
+    """A document, or a stretch of a long one, or a row that cannot be used (then text is empty)."""
 
-    text: str | None
+    text: str
     starts: bool  # True at the start of a document: <|endoftext|> goes before it
     problem: str | None = None
 
 
-# GPT-2's pattern ends a word wherever white space follows something else, and never looks back: encoding the two sides
-# of such a place apart gives the tokens of the whole. (Letters and digits only: more places than we need.)
-SAFE_CUT = re.compile(r"[A-Za-z0-9](?=[ \n])")
-MARKER = re.compile(re.escape(EOT) + r"\n?")  # as tokenizer.split_documents: the line break belongs to the marker
-
-
 class HubSource:
-    """A data set of parquet files on the Hugging Face Hub, streamed; a local folder laid out like one works too."""
+    """A split of a data set on the Hugging Face Hub, streamed; a local folder laid out like one works too.
 
-    remote = True
+    `huggingface_hub` and `datasets` wait and try again for minutes when the network fails. Only what they give up on
+    ends the run, with an error, and the same command goes on.
+    """
 
-    def __init__(self, dataset, config, revision, text_column="text", tokens=None):
-        self.dataset, self.config, self.revision, self.text_column = dataset, config, revision, text_column
-        self.expected_tokens = tokens
-        self.stream = None
+    def __init__(self, dataset, config, split, revision, text_column="text", tokens=None):
+        self.dataset, self.config, self.split, self.revision = dataset, config, split, revision
+        self.text_column, self.expected_tokens = text_column, tokens
+        self.prefix = re.sub(r"[^A-Za-z0-9.]", "", Path(dataset).name) or "data"
+
+    def reading(self):
+        hint = "check the name and the network; the same command goes on where it stopped; --files needs no network"
+        return reading(f"the data set {self.dataset}", Exception, hint)
+
+    def resolve(self, known):
+        """Replaces a branch, a tag or None by the commit it means today; None by that of a folder that is continued
+        (known: the source in its manifest). A local folder has no commits."""
+        if self.revision is None and known.get("dataset") == self.dataset:
+            self.revision = known.get("revision")
+        if not os.path.isdir(self.dataset) and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            import huggingface_hub
+
+            with self.reading():
+                self.revision = huggingface_hub.HfApi().dataset_info(self.dataset, revision=self.revision).sha
 
     def describe(self):
-        return {"kind": "hub", "dataset": self.dataset, "config": self.config, "split": "train",
-                "revision": self.revision, "text_column": self.text_column}
+        return dict(kind="hub", dataset=self.dataset, config=self.config, split=self.split, revision=self.revision,
+                    text_column=self.text_column)
 
-    def open(self, columns):
-        """IterableDataset; nothing is fetched yet but the list of files and a schema."""
+    def open(self):
+        """Fetches the list of files and a schema; returns how many files there are."""
         import datasets
 
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs each error that it also raises
         datasets.disable_progress_bars()
-        return datasets.load_dataset(self.dataset, self.config, split="train", streaming=True,
-                                     revision=self.revision, columns=columns)
+        with self.reading():
+            builder = datasets.load_dataset_builder(self.dataset, self.config, revision=self.revision)
+            self.stream = builder.as_streaming_dataset(split=self.split)
+            require_column(self.text_column, self.stream.features or [self.text_column], self.dataset)
+            if hasattr(builder.config, "columns"):  # parquet: do not fetch the other columns
+                builder.config.columns = [self.text_column]
+                self.stream = builder.as_streaming_dataset(split=self.split)
+            return self.stream.num_shards
 
-    def files(self):
-        """Names of the files, in order. Needs the network."""
-        self.stream = self.open([self.text_column])
-        if self.text_column not in self.stream.features:
-            raise missing_column(self.dataset, self.text_column, self.open(None).features)
-        return [f"{self.dataset} {self.config}, file {k}" for k in range(self.stream.num_shards)]
-
-    def parts(self, k, cut):
+    def parts(self, k):
         file = self.stream.shard(num_shards=self.stream.num_shards, index=k)  # `datasets` calls a file a shard
-        tables = file.with_format("arrow").iter(batch_size=READ_ROWS)
-        columns = (table.column(self.text_column) for table in tables)
-        return row_parts(column_rows(columns, self.dataset), cut)
+        with self.reading():
+            for table in file.with_format("arrow").iter(batch_size=READ_ROWS):
+                yield from column_parts(table.column(self.text_column), self.dataset)
 
 
 class FileSource:
     """Files of one's own: parquet and JSON lines (one document a row), text (documents between <|endoftext|>)."""
 
+    prefix = "docs"
+
     def __init__(self, patterns, text_column="text"):
-        self.paths = sorted({path for pattern in patterns for path in expand(pattern)})
-        self.text_column = text_column
-        self.remote = any("://" in path for path in self.paths)
-        for path in self.paths:
-            if file_kind(path) is None:
-                raise DataError(f"{path} is of no kind that can be read",
-                                "names end in .parquet, .jsonl or .txt; .jsonl and .txt may be followed by .gz or .zst")
-        sizes = [file_size(path) for path in self.paths]
-        # Typical: packed text is a third of its size, and four bytes make a token. Only for the time left and the disk.
-        self.expected_tokens = sum(size * (1 if path.endswith((*TEXT_SUFFIXES, *JSON_SUFFIXES)) else 3) / 4
-                                   for path, size in zip(self.paths, sizes, strict=True))
-        names = names_below_common_folder(self.paths)
-        self.described = [{"file": name, "bytes": size, "ends_sha256": ends_sha256(path)}
-                          for name, size, path in zip(names, sizes, self.paths, strict=True)]
+        found, unique = sorted(path for pattern in patterns for path in expand(pattern)), {}
+        for path in found:
+            unique.setdefault(os.path.realpath(path), path)
+        self.paths, self.text_column = list(unique.values()), text_column
+        if again := len(found) - len(self.paths):
+            print(f"{again} of {len(found)} files are given again, by the same or another name: each is read once")
+        # Packed text is typically a third of its size, and four bytes make a token: for the disk and the time left.
+        factors = {path: 1 if reader_of(path) and path.endswith(tuple(TEXT_READERS)) else 3 for path in self.paths}
+        self.expected_tokens = sum(os.path.getsize(path) * factor / 4 for path, factor in factors.items())
 
     def describe(self):
-        return {"kind": "files", "files": self.described, "text_column": self.text_column}
+        return dict(kind="files", text_column=self.text_column, files=[describe_file(path) for path in self.paths])
 
-    def files(self):
-        return self.paths
+    def open(self):
+        return len(self.paths)
 
-    def parts(self, k, cut):
-        path = self.paths[k]
-        kind = file_kind(path)
-        if kind == "parquet":
-            return row_parts(column_rows(parquet_columns(path, self.text_column), path), cut)
-        if kind == "json":
-            return row_parts(json_rows(path, self.text_column), cut)
-        return text_parts(path, cut)
+    def parts(self, k):
+        """Raises UserError if the file cannot be read, or holds nothing that can be used."""
+        path, good, bad = self.paths[k], 0, Counter()
+        with reading(path, (OSError, ValueError), "is it complete, and what its name says?"):
+            for part in reader_of(path)(path, self.text_column):
+                yield part
+                good += not part.problem
+                bad.update([part.problem] if part.problem else [])
+        require(good or not bad, f"{path} holds nothing that can be used: {describe_counts(bad)}",
+                "text is UTF-8; JSON is an object a line, with the text in the column --text_column")
 
 
-def parquet_columns(path, text_column):
-    """Parquet file -> the text column, some rows at a time. Not with `datasets`, which reads whole row groups, and
-    one's own files may well be a single group: this takes 0.1 GB for any file."""
+@contextlib.contextmanager
+def reading(name, errors, hint):
+    """Turns an error of the classes `errors` into a UserError: `name` cannot be read."""
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"cannot read {name}: {reason}", hint) from error
+
+
+def require_column(text_column, columns, name):
+    require(text_column in columns, f"{name} has no column {text_column!r}, only {', '.join(map(repr, columns))}",
+            "choose the column that holds the documents with --text_column")
+
+
+def column_parts(column, name):
+    """Arrow column -> Parts. Raises UserError if it holds no text."""
+    kind = str(column.type).removeprefix("large_")
+    require(kind.startswith(("string", "binary", "dictionary<values=string", "null")),
+            f"the column of {name} holds {kind}, not text", "choose another with --text_column")
+    return map(row_part, column.cast("large_binary").to_pylist())  # Arrow does not check that its strings are UTF-8
+
+
+def row_part(value):
+    """A value of the text column -> Part."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            return Part("", False, "invalid UTF-8")
+    if isinstance(value, str):
+        return Part(value, True)
+    return Part("", False, "no text" if value is None else "not text")
+
+
+def parquet_parts(path, text_column):
+    """Parquet file -> Parts. Not with `datasets`, which reads whole row groups: one's own file may be a single one."""
     import pyarrow.parquet
 
-    with open_file(path) as file:
+    with open(path, "rb") as file:
         parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-        if text_column not in (names := parquet.schema_arrow.names):
-            raise missing_column(path, text_column, names)
+        require_column(text_column, parquet.schema_arrow.names, path)
         for batch in parquet.iter_batches(batch_size=READ_ROWS, columns=[text_column], use_threads=False):
-            yield batch.column(0)
+            yield from column_parts(batch.column(0), path)
 
 
-def column_rows(columns, name):
-    """Arrow columns -> (text, None) or (None, problem), a row each. Raises DataError if they hold no text."""
-    for column in columns:
-        kind = str(column.type)
-        if not kind.removeprefix("large_").startswith(("string", "binary", "dictionary<values=string", "null")):
-            raise DataError(f"the column of {name} holds {kind}, not text", "choose another with --text_column")
-        try:
-            values = column.to_pylist()
-        except UnicodeDecodeError:  # arrow does not check its strings: find out which one it is
-            values = column.cast("binary").to_pylist()
-        yield from map(checked_text, values)
-
-
-def json_rows(path, text_column):
-    """File of JSON lines -> (text, None) or (None, problem), a row each. Read line by line, not with `datasets`,
-    which gives up a whole file for one broken line."""
-    rows, first = 0, None  # how many rows; the columns of the first that was an object
-    useful = False  # has any row had the column?
-    with open_unpacked(path) as lines:
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
+def json_parts(path, text_column):
+    """File of JSON lines -> Parts. Not with `datasets`, which gives up a whole file for one broken line."""
+    for line in open_unpacked(path):
+        if line.strip():
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8"))
-                problem = None if isinstance(row, dict) else "no JSON object"
+                yield row_part(json.loads(line.decode("utf-8-sig"))[text_column])
             except UnicodeDecodeError:
-                problem = "invalid UTF-8"
+                yield Part("", False, "invalid UTF-8")
             except (ValueError, RecursionError):
-                problem = "invalid JSON"
-            rows += 1
-            if problem is None:
-                first = first or list(row)
-                useful = useful or text_column in row
-            if rows == CHECK_ROWS and not useful:
-                break
-            yield (None, problem) if problem else checked_text(row.get(text_column))
-    if rows and first is None:
-        raise DataError(f"{path} does not hold JSON lines", "one JSON object a line, such as {\"text\": \"...\"}")
-    if rows and not useful:
-        raise missing_column(path, text_column, first)
+                yield Part("", False, "invalid JSON")
+            except KeyError:
+                yield Part("", False, f"no column {text_column!r}")
+            except TypeError:
+                yield Part("", False, "no JSON object")
 
 
-def checked_text(value):
-    """A value of the text column -> (text, None) or (None, problem)."""
-    if isinstance(value, str):
-        return value, None
-    if not isinstance(value, bytes):
-        return None, "no text" if value is None else "not text"
-    try:
-        return value.decode("utf-8"), None
-    except UnicodeDecodeError:
-        return None, "invalid UTF-8"
-
-
-def row_parts(rows, cut):
-    """(text, None) or (None, problem) -> Parts."""
-    for text, problem in rows:
-        if problem:
-            yield Part(None, False, problem)
-        else:
-            for number, piece in enumerate(split_long(text) if cut else [text]):
-                yield Part(piece, number == 0)
-
-
-def split_long(text):
-    """A text as pieces of about PART_CHARS that are encoded to the same tokens apart as together."""
-    start = 0
-    while match := SAFE_CUT.search(text, start + PART_CHARS):
-        yield text[start:match.end()]
-        start = match.end()
-    yield text[start:]
-
-
-def text_parts(path, cut):
+def text_parts(path, _):
     """Text file -> Parts; the documents are those of tokenizer.split_documents, but read in bounded memory."""
-    good = bad = 0
     starts = True
-    with io.TextIOWrapper(open_unpacked(path), encoding="utf-8-sig", errors="surrogateescape") as file:
-        for text, ends in text_pieces(iter(lambda: file.read(READ_CHARS), ""), cut):
-            if not starts or text.strip():
-                if is_valid(text):
-                    yield Part(text, starts)
-                    good, starts = good + 1, False
-                else:
-                    yield Part(None, False, "invalid UTF-8")
-                    bad += 1
-                    if bad == CHECK_ROWS and not good:
-                        break
-            starts = starts or ends
-    if bad and not good:
-        raise DataError(f"{path} is not text in UTF-8", "convert it first; Windows-1252 and UTF-16 are common culprits")
+    for text, ends in text_pieces(io.TextIOWrapper(open_unpacked(path), "utf-8-sig", errors="surrogateescape")):
+        try:
+            text.encode("utf-8")  # fails on what was no UTF-8: surrogateescape has kept it as lone surrogates
+            part = Part(text, starts)
+        except UnicodeEncodeError:
+            part = Part("", False, "invalid UTF-8")
+        if not starts or text.strip():
+            yield part
+            starts = starts and bool(part.problem)
+        starts = starts or ends
 
 
-def text_pieces(chunks, cut):
-    """Chunks of a text file -> (piece, True if a document ends here), the same pieces however it was chunked."""
-    buffer, marker_from, cut_from = "", 0, PART_CHARS  # where to go on looking: nothing is searched twice
-    for chunk in itertools.chain(chunks, [None]):
-        last = chunk is None
-        buffer += chunk or ""
-        at = 0
-        # A marker at the very end has to wait: its line break may come with the next chunk.
-        while (found := MARKER.search(buffer, marker_from)) and (last or found.end() < len(buffer)):
-            document = buffer[at:found.start()]
-            pieces = list(split_long(document)) if cut else [document]
-            yield from ((piece, False) for piece in pieces[:-1])
-            yield pieces[-1], True
-            at = marker_from = found.end()
-            cut_from = at + PART_CHARS
-        while cut and not last and (found_cut := SAFE_CUT.search(buffer, cut_from, len(buffer))):
-            yield buffer[at:found_cut.end()], False
-            at = found_cut.end()
-            cut_from = at + PART_CHARS
-        buffer = buffer[at:]
-        marker_from = max(0, len(buffer) - len(EOT) - 1)  # a part of a marker, or one that waits, may end the buffer
-        cut_from = max(PART_CHARS, len(buffer) - 1)
-    if buffer:
-        pieces = list(split_long(buffer)) if cut else [buffer]
-        yield from ((piece, False) for piece in pieces[:-1])
-        yield pieces[-1], True
+def text_pieces(file):
+    """Text file -> (text, True if a document ends with it): pieces that depend on the text and PART_CHARS alone."""
+    marker = re.compile(re.escape(EOT) + r"\n?")  # a line break after a marker belongs to the marker
+    # GPT-2's pattern, and any other that a tokenizer file may name, ends a word where white space follows something
+    # else, and never looks back: encoding the two sides of such a place apart gives the tokens of the whole.
+    safe_cut = re.compile(r"\S(?=[ \n])")
+    rest = ""
+    while chunk := file.read(PART_CHARS):
+        rest += chunk
+        if rest.endswith(EOT):
+            rest += file.read(1)  # the line break, if there is one
+        *ended, rest = marker.split(rest)
+        yield from ((document, True) for document in ended)
+        while cut := safe_cut.search(rest, PART_CHARS):
+            yield rest[:cut.end()], False
+            rest = rest[cut.end():]
+    yield rest, True
 
 
-def is_valid(text):
-    """False if the text holds bytes that were no UTF-8 (surrogateescape has kept them as lone surrogates)."""
-    try:
-        text.encode("utf-8")
-        return True
-    except UnicodeEncodeError:
-        return False
+TEXT_READERS = {".jsonl": json_parts, ".ndjson": json_parts, ".json": json_parts, ".txt": text_parts,
+                ".text": text_parts, ".md": text_parts}
 
 
-def missing_column(path, text_column, columns):
-    return DataError(f"{path} has no column {text_column!r}, only {', '.join(map(repr, columns))}",
-                     "choose the column that holds the documents with --text_column")
-
-
-def expand(pattern):
-    """Glob pattern, or URL of a kind that fsspec knows -> paths. Raises DataError if nothing matches."""
-    pattern = os.path.expanduser(pattern)
-    if "://" in pattern:
-        import fsspec
-
-        filesystem, inner = fsspec.core.url_to_fs(pattern)
-        paths = [filesystem.unstrip_protocol(path) for path in filesystem.glob(inner)]
-    else:
-        literal = Path(pattern).is_file()  # "notes [1].txt" is a name first and a pattern second
-        paths = [pattern] if literal else [p for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
-    if not paths:
-        raise DataError(f"no file matches {pattern!r}", "give names, or a pattern in quotes such as 'docs/*.jsonl'")
-    return paths
-
-
-def file_kind(path):
-    """"parquet", "json", "text" or None, by the name."""
-    name = path.lower()
-    if name.endswith(".parquet"):
-        return "parquet"
-    for suffix in PACKED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return "json" if name.endswith(JSON_SUFFIXES) else "text" if name.endswith(TEXT_SUFFIXES) else None
-
-
-def open_file(path):
-    """Binary file, local or remote."""
-    if "://" in path:
-        import fsspec
-
-        return fsspec.open(path, "rb").open()
-    return open(path, "rb")
+def reader_of(path):
+    """The function that makes Parts of a file, by the end of its name."""
+    kind = Path(path.removesuffix(".gz").removesuffix(".zst")).suffix
+    reader = (TEXT_READERS | {".parquet": parquet_parts}).get(kind)
+    require(reader, f"{path} is of no kind that can be read",
+            "names end in .parquet, .jsonl or .txt; .jsonl and .txt may be followed by .gz or .zst")
+    return reader
 
 
 def open_unpacked(path):
     """Binary file whose content is unpacked while it is read, if its name ends in .gz or .zst."""
-    file = open_file(path)
-    if path.lower().endswith(".gz"):
-        return gzip.GzipFile(fileobj=file)
-    if path.lower().endswith(".zst"):
-        import pyarrow
+    import pyarrow
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"))
-    return file
+    return io.BufferedReader(pyarrow.input_stream(path), 2**20)
 
 
-def file_size(path):
-    with open_file(path) as file:
-        return file.seek(0, os.SEEK_END)
+def expand(pattern):
+    """Glob pattern -> paths of files. Raises UserError if nothing matches."""
+    pattern = os.path.expanduser(pattern)
+    literal = os.path.isfile(pattern)  # "notes [1].txt" is a name first and a pattern second
+    paths = [pattern] if literal else [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    require(paths, f"no file matches {pattern!r}", "give names, or a pattern in quotes such as 'docs/*.jsonl'")
+    return paths
 
 
-def ends_sha256(path, length=2**16):
-    """sha256 of the first and the last 64 KiB: notices a changed file without reading all of a large one."""
-    with open_file(path) as file:
+def describe_file(path, length=2**16):
+    """What tells a changed file without reading all of it: size, date, and the sha256 of the first and last 64 KiB."""
+    with open(path, "rb") as file:
         digest = hashlib.sha256(file.read(length))
         file.seek(max(0, file.seek(0, os.SEEK_END) - length))
         digest.update(file.read(length))
-    return digest.hexdigest()
+        status = os.fstat(file.fileno())
+    return dict(file=Path(path).name, bytes=status.st_size, mtime_ns=status.st_mtime_ns, ends_sha256=digest.hexdigest())
 
 
-def names_below_common_folder(paths):
-    """Paths -> names with / that are the same wherever the folder lies, on any system."""
-    try:
-        folder = os.path.commonpath([Path(path).absolute().parent for path in paths])
-        return [Path(path).absolute().relative_to(folder).as_posix() for path in paths]
-    except ValueError:  # on several drives
-        return [path.replace("\\", "/").rpartition("/")[2] for path in paths]
+def read_parts(source, file, part):
+    """(file number, part number, Part) in order, from a place on: so many files, and parts of the next, are used up."""
+    require_place(file < (files := source.open()))
+    for k in range(file, files):
+        skip, number = part if k == file else 0, -1
+        for number, item in enumerate(source.parts(k)):
+            if number >= skip:
+                yield k, number, item
+        require_place(number + 1 >= skip)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 2. Reading with patience: a network that fails for a minute must not cost hours
-# ----------------------------------------------------------------------------------------------------------------------
-
-WAITS_S = (1, 2, 4, 8, 16, 32, 60, 60)  # between attempts; every part that arrives starts the count anew
-NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "huggingface_hub", "fsspec"}
+def require_place(found):
+    require(found, "the source does not reach to the place where the manifest ends",
+            "restore the source or the manifest, or choose another --out")
 
 
-def read_parts(source, file, part, cut, sleep=time.sleep):
-    """(file number, part number, Part) in order, from the given place on."""
-    # Whoever starts a run looks on, and the Hub's library makes several attempts of its own: soon an error, no waiting.
-    names = next(patiently(lambda: iter([source.files()]), 0, source.remote, "the source", sleep, waits=WAITS_S[:1]))
-    for k in range(file, len(names)):
-        first = part if k == file else 0
-        parts = patiently(lambda k=k: source.parts(k, cut), first, source.remote, names[k], sleep)
-        for number, item in enumerate(parts, first):
-            yield k, number, item
-
-
-def patiently(open_items, done, remote, name, sleep=time.sleep, waits=WAITS_S):
-    """The items of open_items() from number `done` on; after a passing error, waits, opens again and goes on behind
-    the last one that was read. Raises DataError for an error that waiting does not cure."""
-    attempt = 0
-    while True:
-        try:
-            for item in itertools.islice(open_items(), done, None):
-                yield item
-                done, attempt = done + 1, 0
-            return
-        except DataError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            if not is_passing(error, remote):
-                if not is_reading_error(error):
-                    raise  # a fault of this program, not of the file
-                raise DataError(f"cannot read {name}: {reason}", "is it complete, and what its name says?") from error
-            if attempt == len(waits):
-                raise DataError(f"cannot read {name}: {reason} (tried {attempt + 1} times)",
-                                "check the network, then run the same command: it goes on where this one stopped; "
-                                "--files needs no network") from error
-            print(f"\n{name} broke off ({reason}); trying again in {waits[attempt]} s", file=sys.stderr)
-            sleep(waits[attempt])
-            attempt += 1
-
-
-def is_passing(error, remote):
-    """Might this error go away by itself?"""
-    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
-        return False
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return status >= 500 or status in (408, 429)
-    if "OfflineModeIsEnabled" in repr(error):  # HF_HUB_OFFLINE is set
-        return False
-    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in NETWORK_LIBRARIES:
-        return True
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno != errno.ENOSPC
-    return remote and is_reading_error(error)  # half an answer can look like a broken file
-
-
-def is_reading_error(error):
-    """OSError also from gzip and pyarrow; ValueError from pyarrow, json, `datasets`."""
-    return isinstance(error, (OSError, EOFError, ValueError, zlib.error))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 3. Encoding
-# ----------------------------------------------------------------------------------------------------------------------
-
+# === 2. Encoding. =====================================================================================================
 # Threads, not processes: tiktoken works outside Python's lock, and one tokenizer serves them all. Nothing to start, to
 # copy or to guard against, in a notebook and on Windows too.
 BATCH_CHARS = 2**19  # text handed to a thread at a time
-AHEAD_CHARS = 2**25  # text that is read ahead of the shard: seconds of work while the network is slow
-BATCH_PARTS = 2**12
+AHEAD_CHARS = 2**24  # text that is read ahead of the shard (more for many threads), so that none waits for the network
 
 
-def encode_batch(enc, batch):
-    """List of (file, number, Part) -> (uint16 tokens of all, where each part ends in them, problem of each or None).
+def encode_batch(enc, parts):
+    """List of Parts -> list of (uint16 tokens, problem or None), one a part.
 
     Whole documents are encoded together, with the marker between them that the stream has anyway: one long call
     outside Python's lock instead of many short ones that wait for it.
     """
-    tokens, lengths, problems = [], [], []
-    for whole, group in itertools.groupby((part for _, _, part in batch), lambda part: part.starts):
-        group = list(group)
-        together = encode_documents(enc, [part.text for part in group]) if whole else None
-        if together is None:
-            pairs = [encode_part(enc, part) for part in group]
-            tokens += [ids for ids, _ in pairs]
-            lengths += [len(ids) for ids, _ in pairs]
-            problems += [problem for _, problem in pairs]
-        else:
-            tokens.append(together)
-            lengths += np.diff(np.flatnonzero(together == tokenizer.eot_id(enc)), append=len(together)).tolist()
-            problems += [None] * len(group)
-    return np.concatenate(tokens), np.cumsum(lengths), problems
+    eot, text = tokenizer.eot_id(enc), "".join(EOT + part.text for part in parts)
+    if all(part.starts for part in parts) and text.count(EOT) == len(parts):  # no document quotes the marker
+        try:
+            ids = enc.encode_to_numpy(text, allowed_special={EOT}, disallowed_special=()).astype(np.uint16)
+            starts = np.flatnonzero(ids == eot).tolist()
+            return [(ids[a:b], None) for a, b in itertools.pairwise([*starts, len(ids)])]
+        except BaseException as error:
+            raise_unless_of_text(error)  # go on one by one, to find the document
+    encoded = []
+    for text, starts, problem in parts:
+        ids = [eot] * starts
+        try:
+            ids += enc.encode_ordinary(text)
+        except BaseException as error:
+            raise_unless_of_text(error)
+            problem = f"tokenizer failed ({type(error).__name__})"
+        encoded.append((np.array(ids, dtype=np.uint16), problem))
+    return encoded
 
 
-def encode_documents(enc, texts):
-    """Documents -> uint16 tokens, <|endoftext|> before each. None if they have to be encoded one by one."""
-    text = EOT + EOT.join(texts)
-    if text.count(EOT) != len(texts):  # a document that quotes the marker: there it is ordinary text
-        return None
+def raise_unless_of_text(error):
+    """Raises an error of the tokenizer again unless the text is its reason: half a surrogate pair, a stack too deep."""
+    # A panic in Rust arrives as a PanicException, which is no Exception.
+    if type(error).__name__ != "PanicException" and not isinstance(error, ValueError | RuntimeError):
+        raise error
+
+
+def encode_in_order(enc, numbered_parts, threads):
+    """(file, number, Part) -> (file, number, tokens, problem), encoded in threads, in order, in bounded memory."""
+    pool, waiting, ahead = ThreadPoolExecutor(threads), deque(), 0  # (batch, its size, future), oldest first
+    most = max(AHEAD_CHARS, 2 * threads * BATCH_CHARS)
     try:
-        return enc.encode_to_numpy(text, allowed_special={EOT}, disallowed_special=()).astype(np.uint16)
-    except BaseException as error:
-        if not is_tokenizer_failure(error):
-            raise
-        return None
-
-
-def encode_part(enc, part):
-    """Part -> (uint16 array of its tokens, problem or None)."""
-    if part.text is None:
-        return np.array([], dtype=np.uint16), part.problem
-    head = [tokenizer.eot_id(enc)] if part.starts else []
-    try:
-        return np.array(head + enc.encode_ordinary(part.text), dtype=np.uint16), None
-    except BaseException as error:
-        if not is_tokenizer_failure(error):
-            raise
-        return np.array(head, dtype=np.uint16), f"tokenizer failed ({type(error).__name__})"
-
-
-def is_tokenizer_failure(error):
-    """True for an error of the text (half a surrogate pair, a stack too deep), not of the machine or the user."""
-    # a panic in Rust arrives as a PanicException, which is no Exception
-    return type(error).__name__ == "PanicException" or isinstance(error, (ValueError, RuntimeError, RecursionError))
-
-
-def batches(parts):
-    """Parts -> (lists of about BATCH_CHARS, their characters): batches even in text, not in documents."""
-    batch, chars = [], 0
-    for item in parts:
-        batch.append(item)
-        chars += len(item[2].text or "")
-        if chars >= BATCH_CHARS or len(batch) == BATCH_PARTS:
-            yield batch, chars
-            batch, chars = [], 0
-    if batch:
-        yield batch, chars
-
-
-def encode_in_order(enc, parts, threads):
-    """Parts -> (batch, tokens, ends, problems), encoded in threads, in the order of the source, in bounded memory."""
-    pool = ThreadPoolExecutor(threads)
-    waiting, ahead = deque(), 0  # (batch, its characters, future), oldest first
-    try:
-        for batch, chars in batches(parts):
-            waiting.append((batch, chars, pool.submit(encode_batch, enc, batch)))
-            ahead += chars
-            while waiting and (ahead > AHEAD_CHARS or len(waiting) > 64 + 2 * threads or waiting[0][2].done()):
-                batch, chars, future = waiting.popleft()
-                ahead -= chars
-                yield batch, *future.result()
-        for batch, _, future in waiting:
-            yield batch, *future.result()
+        for batch, size in itertools.chain(batches(numbered_parts), [(None, 0)]):
+            if batch:
+                waiting.append((batch, size, pool.submit(encode_batch, enc, [part for *_, part in batch])))
+                ahead += size
+            while waiting and (not batch or ahead > most or waiting[0][2].done()):
+                done, size, future = waiting.popleft()
+                ahead -= size
+                for (file, number, _), (tokens, problem) in zip(done, future.result(), strict=True):
+                    yield file, number, tokens, problem
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 4. Shards
-# ----------------------------------------------------------------------------------------------------------------------
+def batches(numbered_parts):
+    """(file, number, Part) -> lists of them with about BATCH_CHARS of text, and the size of each."""
+    batch, size = [], 0
+    for item in numbered_parts:
+        batch.append(item)
+        size += len(item[2].text) + 100  # an empty document takes memory too
+        if size >= BATCH_CHARS:
+            yield batch, size
+            batch, size = [], 0
+    if batch:
+        yield batch, size
 
 
-class Shard(NamedTuple):
-    tokens: np.ndarray  # uint16; a view that is valid until the next shard is asked for
-    next: dict | None  # the place in the source where the next shard starts; None when the source has ended
-    problems: Counter  # rows that could not be used
-
-
-def make_shards(source, enc, place, shard_size, threads, progress=lambda n: None, sleep=time.sleep):
+# === 3. Shards. =======================================================================================================
+def make_shards(source, enc, place, shard_size, threads=1, progress=lambda n: None):
     """Shards of `shard_size` tokens from a place in the source on. The last has what is left, which may be nothing.
 
-    A place is {"file", "part", "token"}: so many files, parts of the next file and tokens of the next part are used up.
-    It depends on the source and the tokenizer only, never on batches or threads.
+    A place is [file, part, token]: so many files, parts of the next file and tokens of the next part are used up. It
+    depends on the source and the tokenizer only, never on batches or threads.
+
+    Yields (uint16 tokens, a view that is valid until the next shard is asked for; the place where the next shard
+    starts, None at the source's end; Counter of the problems of rows that could not be used).
     """
-    cut = enc._pat_str in tokenizer.KNOWN_PATTERNS  # of other patterns we do not know where they never join
-    parts = read_parts(source, place["file"], place["part"], cut, sleep)
-    buffer, filled = np.empty(shard_size, dtype=np.uint16), 0
-    used = place["token"]  # tokens of this batch that are already in a shard
-    problems = Counter()
-    for batch, tokens, ends, flaws in encode_in_order(enc, parts, threads):
-        counted = 0
-        if used > len(tokens):
-            raise DataError("the source has changed since the last shard was made", "choose another --out")
+    buffer, filled, problems = np.empty(shard_size, dtype=np.uint16), 0, Counter()
+    used = place[2]  # tokens of the part that are already in a shard
+    for file, number, tokens, problem in encode_in_order(enc, read_parts(source, *place[:2]), threads):
+        require_place(used < len(tokens) or not used)
+        problems.update([problem] if problem else [])
         while True:
             n = min(len(tokens) - used, shard_size - filled)
             buffer[filled:filled + n] = tokens[used:used + n]
@@ -586,56 +432,29 @@ def make_shards(source, enc, place, shard_size, threads, progress=lambda n: None
             progress(n)
             if filled < shard_size:
                 break
-            last = int(np.searchsorted(ends, used))  # the part that holds the shard's last token
-            whole = int(ends[last]) == used
-            problems.update(filter(None, flaws[counted:last + whole]))
-            counted = last + whole
-            file, part, _ = batch[last]
-            begin = int(ends[last - 1]) if last else 0
-            place = {"file": file, "part": part + whole, "token": 0 if whole else used - begin}
-            yield Shard(buffer, place, problems)
+            whole = used == len(tokens)
+            yield buffer, [file, number + whole, 0 if whole else used], problems
             filled, problems = 0, Counter()
-        problems.update(filter(None, flaws[counted:]))
         used = 0
-    yield Shard(buffer[:filled], None, problems)
+    require_place(not used)
+    yield buffer[:filled], None, problems
 
 
-def token_bytes(enc):
-    """Array (vocabulary,): how many bytes of text each token stands for; none for <|endoftext|>."""
-    lengths = np.zeros(enc.n_vocab, dtype=np.uint32)
+def write_shard(path, tokens, start, enc):
+    """Writes a shard and returns its entry in the manifest."""
+    byte_lengths = np.zeros(enc.n_vocab, dtype=np.uint32)  # bytes of text that a token stands for; the marker has none
     for token, rank in enc._mergeable_ranks.items():
-        lengths[rank] = len(token)
-    return lengths
-
-
-def shard_stats(tokens, eot, byte_lengths, open_tokens):
-    """What the manifest says of a shard.
-
-    open_tokens  tokens that the document which runs on into this shard has had before
-
-    Returns (documents that start here, bytes of text, lengths of the documents that end here, new open_tokens).
-    """
-    starts = np.flatnonzero(tokens == eot)
-    text_bytes = sum(int(byte_lengths[tokens[i:i + 2**20]].sum(dtype=np.int64)) for i in range(0, len(tokens), 2**20))
-    if not len(starts):
-        return 0, text_bytes, np.array([], dtype=np.int64), open_tokens + len(tokens)
-    lengths = np.diff(starts, prepend=-open_tokens)  # the first is what ran on: open_tokens + starts[0]
-    return len(starts), text_bytes, lengths[lengths > 0], len(tokens) - int(starts[-1])
-
-
-def count_lengths(counts, lengths):
-    """Adds document lengths to counts, in which number b is of lengths from 2**b to 2**(b+1) - 1."""
-    if len(lengths):
-        more = np.bincount(np.log2(lengths).astype(int))
-        counts = [a + int(b) for a, b in itertools.zip_longest(counts, more, fillvalue=0)]
-    return counts
+        byte_lengths[rank] = len(token)
+    slices = (tokens[i:i + 2**20] for i in range(0, len(tokens), 2**20))  # the numbers of a whole shard take 400 MB
+    digest = write_whole(path, lambda file: np.save(file, tokens, allow_pickle=False))
+    documents = int(np.count_nonzero(tokens == tokenizer.eot_id(enc)))
+    text_bytes = sum(int(byte_lengths[ids].sum(dtype=np.int64)) for ids in slices)
+    return dict(file=path.name, split=path.name.split("_")[1], tokens=len(tokens), documents=documents,
+                bytes=text_bytes, sha256=digest, start=start)
 
 
 def write_whole(path, write):
-    """write(file), then the name: whoever looks sees the old file or the whole new one. Returns the sha256.
-
-    Raises DataError if the disk is full or may not be written.
-    """
+    """write(file), then the name: whoever looks sees the old file or the whole new one. Returns the sha256."""
     temporary = path.with_name(path.name + ".tmp")  # matches no pattern that looks for *.npy
     try:
         with open(temporary, "wb+") as file:
@@ -645,51 +464,26 @@ def write_whole(path, write):
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.replace(temporary, path)
-        sync_folder(path.parent)
         return digest
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        hint = "the shards before it are whole; the same command goes on from there"
-        if error.errno == errno.ENOSPC:
-            raise DataError(f"the disk is full: no room for {path}", f"make room; {hint}") from error
-        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder):
-    """Makes a rename last through a power failure. Windows has no such call and needs none."""
-    with contextlib.suppress(OSError):  # some network file systems have none either
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+# === 4. The manifest. =================================================================================================
+FORMAT = 2
+START = [0, 0, 0]  # a place, see make_shards; `next` is the one where the next shard starts, None at the source's end
+NPY_HEADER = 128  # bytes before the tokens
+SHARD_FORM = dict(file=str, split=str, tokens=int, documents=int, bytes=int, sha256=str, start=[int])
+MANIFEST_FORM = dict(format=int, source=dict(kind=str), tokenizer=dict(name=str, sha256=str, vocab_size=int),
+                     shard_size=int, shards=[SHARD_FORM], bad_rows={}, versions={})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 5. The manifest
-# ----------------------------------------------------------------------------------------------------------------------
-
-FORMAT = 1
-SHARD_NAME = re.compile(r"[A-Za-z0-9.-]+_(val|train)_\d{6}\.npy")
-START = {"file": 0, "part": 0, "token": 0}
-
-
-def new_manifest(source, enc, name, shard_size):
-    return {
-        "format": FORMAT,
-        "source": source.describe(),
-        "tokenizer": {"name": name, "sha256": tokenizer.fingerprint(enc), "vocab_size": enc.n_vocab},
-        "shard_size": shard_size,
-        "complete": False,
-        "shards": [],
-        "next": START,  # None when the source has been read to its end
-        "open_tokens": 0,  # tokens so far of the document that the next shard starts in
-        "lengths": [],  # documents by length: number b counts those of 2**b to 2**(b+1) - 1 tokens
-        "bad_rows": {},
-        "versions": {"python": sys.version.split()[0]} | {
-            package: installed_version(package) for package in ("numpy", "tiktoken", "pyarrow", "datasets")},
-    }
+def new_manifest(source, enc, shard_size):
+    packages = ("numpy", "tiktoken", "pyarrow", "datasets")
+    versions = {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
+    kind = dict(name=enc.name, sha256=tokenizer.fingerprint(enc), vocab_size=enc.n_vocab)
+    return dict(format=FORMAT, source=source.describe(), tokenizer=kind, shard_size=shard_size, shards=[], next=START,
+                bad_rows={}, versions=versions)
 
 
 def save_manifest(folder, manifest):
@@ -698,121 +492,95 @@ def save_manifest(folder, manifest):
 
 
 def load_manifest(folder):
-    """The manifest of a folder of shards, checked for form. Raises DataError; None if there is no such file."""
-    path = Path(folder) / "manifest.json"
-    hint = "restore it, or choose another --out"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """The manifest of a folder of shards; None if there is no such file. Raises UserError if it is damaged."""
+    path, hint = Path(folder) / "manifest.json", "restore it, or choose another --out"
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {error}", hint) from error
-    try:
-        if manifest["format"] != FORMAT:
-            raise DataError(f"{path} is of format {manifest['format']}; this program knows format {FORMAT}", hint)
-        well_formed = (
-            isinstance(manifest["source"], dict) and isinstance(manifest["tokenizer"]["sha256"], str)
-            and isinstance(manifest["shard_size"], int) and isinstance(manifest["bad_rows"], dict)
-            and (manifest["next"] is None or is_place(manifest["next"]))
-            and all(isinstance(n, int) for n in [*manifest["lengths"], manifest["open_tokens"]])
-            and all(is_shard(shard) for shard in manifest["shards"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged: {type(error).__name__} {error}", hint) from error
-    if not well_formed:
-        raise DataError(f"{path} is damaged", hint)
+    with reading(path, (OSError, ValueError, RecursionError), hint):
+        manifest = json.loads(path.read_bytes())
+    require(has_form(manifest, MANIFEST_FORM) and is_consistent(manifest), f"{path} is damaged, or not of this program",
+            hint)
     return manifest
 
 
-def is_shard(shard):
-    return (SHARD_NAME.fullmatch(shard["file"]) and is_place(shard["start"]) and isinstance(shard["sha256"], str)
-            and all(isinstance(shard[key], int) for key in ("tokens", "documents", "bytes")))
+def has_form(value, form):
+    """Whether a value from JSON is of the kinds that a form names; numbers are whole and not negative."""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(key in value and has_form(value[key], form[key]) for key in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(has_form(item, form[0]) for item in value)
+    return type(value) is form and (form is not int or 0 <= value < 2**63)
 
 
-def is_place(place):
-    return set(START) <= set(place) and all(isinstance(place[key], int) and place[key] >= 0 for key in START)
+def is_consistent(manifest):
+    """Whether the shards are numbered and full, and each starts behind the one before it."""
+    shards, end = manifest["shards"], manifest.get("next", "missing")
+    places = [shard["start"] for shard in shards] + [end] * (end is not None)
+    prefix = shards[0]["file"].partition("_")[0] if shards else "docs"
+    return (
+        manifest["format"] == FORMAT and has_form([*manifest["bad_rows"].values()], [int])
+        and has_form(manifest["source"].get("files", []), [{}])
+        and re.fullmatch(r"[A-Za-z0-9.-]+", prefix)
+        and all(shard["file"] == shard_name(prefix, index) for index, shard in enumerate(shards))
+        and all(shard["split"] == shard["file"].split("_")[1] for shard in shards)
+        and all(shard["tokens"] == manifest["shard_size"] for shard in shards[:len(shards) - (end is None)])
+        and has_form(places, [[int]]) and all(len(place) == 3 for place in places) and places[:1] in ([], [START])
+        and all(earlier < later for earlier, later in itertools.pairwise(places))
+    )
 
 
-def differences(old, new):
-    """What of a folder's settings a new command does not share: list of strings."""
-    found = []
-    if old["tokenizer"]["sha256"] != new["tokenizer"]["sha256"]:
-        found.append(f"tokenizer (there {describe_tokenizer(old)}, now {describe_tokenizer(new)})")
-    if old["shard_size"] != new["shard_size"]:
-        found.append(f"shard_size (there {old['shard_size']:,}, now {new['shard_size']:,})")
-    for key in sorted((set(old["source"]) | set(new["source"])) - {"files"}):
-        there, now = old["source"].get(key), new["source"].get(key)
-        if there != now:
-            found.append(f"{key} (there {there}, now {now})")
-    there, now = ([json.dumps(file, sort_keys=True) for file in m["source"].get("files", [])] for m in (old, new))
-    if there != now:
-        changed = sorted(set(there) ^ set(now))
-        names = sorted({json.loads(file)["file"] for file in changed}) if changed else ["their order"]
-        found.append(f"files ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})")
-    return found
+def shard_name(prefix, index):
+    return f"{prefix}_{'train' if index else 'val'}_{index:06d}.npy"
 
 
-def describe_tokenizer(manifest):
-    kind = manifest["tokenizer"]
-    return f"{kind.get('name')} with {kind.get('vocab_size')} tokens, sha256 {kind['sha256'][:8]}"
-
-
-def shard_fault(folder, shard):
-    """None, or what is wrong with a shard's file as far as its size tells (`--info` reads all of it)."""
-    path = Path(folder) / shard["file"]
+def shard_fault(folder, shard, read=False):
+    """None, or what is wrong with a shard's file: its size, and with `read` also its content."""
+    path, size = Path(folder) / shard["file"], NPY_HEADER + 2 * shard["tokens"]
     if not path.is_file():
         return "missing"
-    expected = npy_size(shard["tokens"])
-    size = path.stat().st_size
-    return None if size == expected else f"{size:,} bytes instead of {expected:,}"
+    if path.stat().st_size != size:
+        return f"{path.stat().st_size:,} bytes instead of {size:,}"
+    with open(path, "rb") as file:
+        changed = read and hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]
+    return "its sha256 has changed" if changed else None
 
 
-def content_fault(folder, shard):
-    """None, or what is wrong with the content of a shard whose size is right. Reads the whole file."""
-    with open(Path(folder) / shard["file"], "rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
-    return None if same else "its sha256 has changed"
+def settings(manifest):
+    """What all shards of a folder have in common: {name: value in words}."""
+    source, kind = dict(manifest["source"]), manifest["tokenizer"]
+    files = {f"file {k}": " ".join(map(str, file.values())) for k, file in enumerate(source.pop("files", []), 1)}
+    words = f"{kind['vocab_size']} tokens, sha256 {kind['sha256'][:16]}"
+    return dict(tokenizer=words, shard_size=manifest["shard_size"]) | source | files
 
 
-def npy_size(tokens):
-    """Bytes of a .npy file of so many uint16."""
-    file = io.BytesIO()
-    header = {"descr": "<u2", "fortran_order": False, "shape": (tokens,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return len(file.getvalue()) + 2 * tokens
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 6. Building
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def build(source, enc, name, out, prefix, shard_size, num_shards=None, threads=1, sleep=time.sleep):
+# === 5. Building. =====================================================================================================
+def build(source, enc, out, shard_size, num_shards=None, threads=1):
     """Writes the shards that are still missing in `out` and returns the manifest.
 
     source      HubSource or FileSource
-    enc, name   tiktoken.Encoding and the name that the manifest gives it
+    enc         tiktoken.Encoding
     num_shards  how many in all, validation included; None: until the source ends
 
-    Raises DataError, with everything that was finished kept.
+    Raises UserError, or OSError from the disk; what was finished is kept.
     """
+    require(enc.n_vocab <= tokenizer.MAX_VOCAB, f"tokenizer {enc.name} has {enc.n_vocab:,} tokens",
+            "shards hold uint16, at most 65,536: use a smaller vocabulary")
     out = Path(out)
-    if enc.n_vocab > tokenizer.MAX_VOCAB:
-        raise DataError(f"tokenizer {name} has {enc.n_vocab:,} tokens; shards hold uint16, at most 65,536",
-                        "use a smaller vocabulary")
-    manifest = open_folder(out, new_manifest(source, enc, name, shard_size))
-    check_disk(out, source, manifest, shard_size, num_shards)
-    worker = Worker(source, enc, out, prefix, shard_size, threads, sleep)
-    for index, shard in enumerate(manifest["shards"]):
+    manifest = open_folder(out, new_manifest(source, enc, shard_size))
+    for shard in manifest["shards"]:
         if shard_fault(out, shard) == "missing":
-            worker.rebuild(index, shard)
+            print(f"{shard['file']} is missing: making it again")
+            tokens, _, _ = next(make_shards(source, enc, shard["start"], shard_size, threads))
+            if write_shard(out / shard["file"], tokens, shard["start"], enc) != shard:
+                (out / shard["file"]).unlink()
+                raise UserError(f"{shard['file']} was made again, but differs from the one in the manifest",
+                                "the source has changed: choose another --out")
     if is_finished(manifest, num_shards):
         print(f"{out}: nothing to do, {len(manifest['shards'])} shards are there")
     else:
-        worker.extend(manifest, num_shards)
-    if manifest["complete"] is False:
-        manifest["complete"] = True
-        save_manifest(out, manifest)
-    plot_lengths(out, manifest)
+        extend(manifest, source, enc, out, num_shards, threads)
+        same = source.describe() == manifest["source"]
+        require(same, "the source has changed while it was read", "choose another --out")
     return manifest
 
 
@@ -821,274 +589,185 @@ def is_finished(manifest, num_shards):
 
 
 def open_folder(out, wanted):
-    """Makes the folder, or takes up the one that is there: returns its manifest, or `wanted` for an empty one."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {out}: {error.strerror or error}", "choose another --out") from error
+    """Makes the folder, or takes up the one that is there: returns its manifest, or `wanted` for an empty one.
+    Raises UserError for a folder that does not fit, before anything in it is changed."""
+    hint = "choose another --out"
+    out.mkdir(parents=True, exist_ok=True)
     manifest = load_manifest(out)
     if manifest is None:
-        if strangers := sorted(path.name for path in out.glob("*.npy")):
-            raise DataError(f"{out} holds shards but no manifest.json ({strangers[0]} ...)",
-                            "they are not of this program, or their manifest is lost: choose another --out")
-        manifest = wanted
-    if not manifest["shards"]:
+        strangers = sorted(path.name for path in out.glob("*.npy"))
+        require(not strangers, f"{out} holds shards but no manifest.json: {strangers[:1]}", f"it is lost: {hint}")
+        same = not (out / "tokenizer.json").exists() or (
+            tokenizer.fingerprint(tokenizer.load_tokenizer(out)) == wanted["tokenizer"]["sha256"])
+        require(same, f"{out} holds another tokenizer.json", hint)
+    if manifest is None or not manifest["shards"]:
         manifest = wanted  # killed before the first shard was whole: nothing to be true to
-    if found := differences(manifest, wanted):
-        raise DataError(f"{out} was made with other settings: {'; '.join(found)}",
-                        "choose another --out, or give the settings it was made with (fineweb.py --info shows them)")
+    old, new = settings(manifest), settings(wanted)
+    found = [f"{key} (there {old.get(key)}, now {new.get(key)})" for key in old | new if old.get(key) != new.get(key)]
+    require(not found, f"{out} was made with other settings: {'; '.join(found[:3])}",
+            f"{hint}, or give those it was made with (--info shows them); cp -p keeps the date of a file")
     for shard in manifest["shards"]:
-        if (fault := shard_fault(out, shard)) not in (None, "missing"):
-            raise DataError(f"{out / shard['file']} is damaged: {fault}",
-                            "delete that file and run the same command again: it alone is made anew")
+        fault = shard_fault(out, shard)
+        require(fault in (None, "missing"), f"{out / shard['file']} is damaged: {fault}",
+                "delete that file and run the same command again: it alone is made anew")
     # What a killed run can leave: a temporary file, and a shard that the manifest had no time to note.
-    unnoted = [path for path in out.glob(f"*_{len(manifest['shards']):06d}.npy") if SHARD_NAME.fullmatch(path.name)]
-    try:
-        (out / "manifest.json.tmp").touch()  # hours of work must not end in a folder that cannot be written to
-        for leftover in [*out.glob("*.npy.tmp"), *out.glob("*.json.tmp"), *unnoted]:
-            leftover.unlink()
-    except OSError as error:
-        raise DataError(f"cannot write to {out}: {error.strerror or error}", "choose another --out") from error
+    (out / "manifest.json.tmp").touch()  # hours of work must not end in a folder that cannot be written to
+    unnoted = out.glob(shard_name("*", len(manifest["shards"])))
+    for leftover in [*out.glob("*.npy.tmp"), *out.glob("*.json.tmp"), *unnoted]:
+        leftover.unlink()
     return manifest
 
 
-def check_disk(out, source, manifest, shard_size, num_shards):
-    """Raises DataError if what is still to be written does not fit on the disk."""
-    tokens = min(num_shards * shard_size if num_shards else float("inf"), source.expected_tokens or float("inf"))
-    if tokens == float("inf"):
-        return
-    need = int(2 * (tokens - sum(shard["tokens"] for shard in manifest["shards"])))
-    free = shutil.disk_usage(out).free
-    if need > free:
-        raise DataError(f"{out} needs about {need / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB free",
-                        "make room, choose another --out, or ask for less with --num_shards")
-
-
-class Worker:
-    """What making one shard and making the next have in common."""
-
-    def __init__(self, source, enc, out, prefix, shard_size, threads, sleep=time.sleep):
-        self.source, self.enc, self.out, self.prefix = source, enc, out, prefix
-        self.shard_size, self.threads, self.sleep = shard_size, threads, sleep
-        self.byte_lengths = token_bytes(enc)
-
-    def shards(self, place, progress=lambda n: None):
-        return make_shards(self.source, self.enc, place, self.shard_size, self.threads, progress, self.sleep)
-
-    def write(self, index, tokens, start, open_tokens):
-        """Writes one shard: returns (its entry in the manifest, lengths of documents, open tokens)."""
-        split = "train" if index else "val"
-        path = self.out / f"{self.prefix}_{split}_{index:06d}.npy"
-        documents, text_bytes, lengths, open_tokens = shard_stats(
-            tokens, tokenizer.eot_id(self.enc), self.byte_lengths, open_tokens)
-        digest = write_whole(path, lambda file: np.save(file, tokens, allow_pickle=False))
-        entry = {"file": path.name, "split": split, "tokens": len(tokens), "documents": documents,
-                 "bytes": text_bytes, "sha256": digest, "start": start}
-        return entry, lengths, open_tokens
-
-    def rebuild(self, index, shard):
-        """Makes a shard again whose file is gone."""
-        print(f"{shard['file']} is missing: making it again")
-        made = next(self.shards(shard["start"]))
-        entry, _, _ = self.write(index, made.tokens, shard["start"], 0)
-        if entry["sha256"] != shard["sha256"]:
-            (self.out / entry["file"]).unlink()
-            raise DataError(f"{shard['file']} was made again, but differs from the one in the manifest",
-                            "the source or the tokenizer has changed: choose another --out")
-
-    def extend(self, manifest, num_shards):
-        """Makes shard after shard from where the manifest ends; the manifest is saved with each."""
-        out, shards = self.out, manifest["shards"]
-        manifest["complete"] = False
-        begun = time.perf_counter(), sum(shard["tokens"] for shard in shards)
-        with progress_bar(self.source, manifest, self.shard_size, num_shards) as bar:
-            for made in self.shards(manifest["next"], bar.update):
-                if made.next is None:
-                    check_enough(shards, made, self.shard_size, num_shards, manifest["bad_rows"])
-                if not shards:
-                    tokenizer.save_tokenizer(self.enc, out / "tokenizer.json")
-                    save_manifest(out, manifest)  # so that a shard is never without one
-                if len(made.tokens):
-                    entry, lengths, manifest["open_tokens"] = self.write(
-                        len(shards), made.tokens, manifest["next"], manifest["open_tokens"])
-                    shards.append(entry)
-                    manifest["lengths"] = count_lengths(manifest["lengths"], lengths)
-                if made.next is None:  # so does the last document
-                    manifest["lengths"] = count_lengths(manifest["lengths"], np.array([manifest["open_tokens"]]))
-                    manifest["open_tokens"] = 0
-                manifest["next"] = made.next
-                for problem, count in made.problems.items():
-                    manifest["bad_rows"][problem] = manifest["bad_rows"].get(problem, 0) + count
-                manifest["complete"] = is_finished(manifest, num_shards)
-                save_manifest(out, manifest)
-                if len(made.tokens):
-                    bar.write(shard_line(entry, begun, shards))
-                if manifest["complete"]:
-                    break
-
-
-def check_enough(shards, made, shard_size, num_shards, bad_rows):
-    """Raises DataError if the source has ended before there was anything to train on."""
-    total = sum(shard["tokens"] for shard in shards) + len(made.tokens)
-    if not total:
-        bad = sum(bad_rows.values()) + sum(made.problems.values())
-        raise DataError(f"the source holds no documents ({bad} rows could not be used)",
-                        "is it the right file, and the right --text_column?")
-    if len(shards) + bool(len(made.tokens)) < 2 and num_shards != 1:
-        raise DataError(f"the source has only {total:,} tokens: with --shard_size {shard_size} all of them go to "
-                        "validation and none are left to train on",
-                        f"--shard_size {max(1, total // 10)} would keep a tenth for validation"
-                        + ("; delete the folder first" if shards else ""))
-
-
-def shard_line(entry, begun, shards):
-    """One line that says how it goes."""
-    seconds = time.perf_counter() - begun[0]
-    tokens = sum(shard["tokens"] for shard in shards) - begun[1]
-    return (f"{entry['file']}  {entry['tokens']:,} tokens  {entry['documents']:,} documents  "
-            f"{entry['bytes'] / entry['tokens']:.2f} bytes/token  {tokens / seconds / 1e6:.2f} M tokens/s")
-
-
-def progress_bar(source, manifest, shard_size, num_shards):
+def extend(manifest, source, enc, out, num_shards, threads):
+    """Makes shard after shard from where the manifest ends; the manifest is saved with each."""
     from tqdm import tqdm
 
-    done = sum(shard["tokens"] for shard in manifest["shards"])
-    totals = [source.expected_tokens, num_shards and num_shards * shard_size]
-    total = min((total for total in totals if total), default=None)
-    return tqdm(total=total and max(int(total), done), initial=done, unit=" tokens", unit_scale=True, smoothing=0.1,
-                mininterval=0.5 if sys.stderr.isatty() else 30)
+    shards, size, begun = manifest["shards"], manifest["shard_size"], time.perf_counter()
+    done = total(shards, "tokens")
+    goals = [n for n in (num_shards and num_shards * size, source.expected_tokens) if n]
+    goal = int(min(goals, default=done + size))  # where nothing tells how long the source is: a shard has to fit
+    need, free = 2 * (goal - done), shutil.disk_usage(out).free
+    require(need <= free, f"{out} needs about {need / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB free",
+            "make room, choose another --out, or ask for less with --num_shards")
+    with tqdm(total=max(goal, done) if goals else None, initial=done, unit=" tokens", unit_scale=True, smoothing=0.1,
+              mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        for tokens, place, problems in make_shards(source, enc, manifest["next"], size, threads, bar.update):
+            manifest["bad_rows"] = dict(Counter(manifest["bad_rows"]) + problems)
+            if place is None:
+                require_training_tokens(manifest, len(tokens), num_shards)
+            if not shards:
+                save_manifest(out, manifest)  # so that no file is ever without one
+                tokenizer.save_tokenizer(enc, out / "tokenizer.json")
+            if len(tokens):
+                entry = write_shard(out / shard_name(source.prefix, len(shards)), tokens, manifest["next"], enc)
+                shards.append(entry)
+                rate = (total(shards, "tokens") - done) / (time.perf_counter() - begun)
+                bar.write(f"{entry['file']}  {entry['tokens']:,} tokens  {entry['documents']:,} documents  "
+                          f"{entry['bytes'] / entry['tokens']:.2f} bytes/token  {rate / 1e6:.2f} M tokens/s")
+            manifest["next"] = place
+            save_manifest(out, manifest)
+            if is_finished(manifest, num_shards):
+                break
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 7. Looking at a folder of shards
-# ----------------------------------------------------------------------------------------------------------------------
+def require_training_tokens(manifest, last, num_shards):
+    """Raises UserError if the source, at its end, has given nothing to train on. last: tokens of the last shard."""
+    shards, size = manifest["shards"], manifest["shard_size"]
+    tokens = total(shards, "tokens") + last
+    require(tokens, f"the source holds no documents ({describe_counts(manifest['bad_rows']) or 'and no rows'})",
+            "is it the right file, and the right --text_column?")
+    require(tokens > size or num_shards == 1,
+            f"the source has only {tokens:,} tokens: with --shard_size {size} all of them go to validation",
+            f"--shard_size {max(1, tokens // 10)} would keep a tenth for validation"
+            + "; delete the folder first" * bool(shards))
 
 
+def total(shards, key):
+    return sum(shard[key] for shard in shards)
+
+
+def describe_counts(problems):
+    return ", ".join(f"{count:,} {problem}" for problem, count in problems.items())
+
+
+# === 6. Looking at a folder of shards. ================================================================================
 def print_info(folder):
-    """The manifest as a table, and how a shard begins. Raises DataError if a shard is not as the manifest says."""
-    manifest = load_manifest(folder)
-    if manifest is None:
-        raise DataError(f"{folder} holds no manifest.json", "give a folder that fineweb.py has made")
-    source, shards = manifest["source"], manifest["shards"]
-    print(f"source     {describe_source(source)}")
-    print(f"tokenizer  {describe_tokenizer(manifest)}")
-    print(f"versions   {', '.join(f'{name} {number}' for name, number in manifest.get('versions', {}).items())}")
-    print(f"complete   {'yes' if manifest['complete'] else 'no: the same command goes on'}\n")
-    faults = [shard_fault(folder, shard) or content_fault(folder, shard) for shard in shards]
-    rows = [[shard["file"], f"{shard['tokens']:,}", f"{shard['documents']:,}", f"{shard['bytes']:,}",
-             f"{shard['bytes'] / max(1, shard['tokens']):.3f}", shard["sha256"][:12], fault or ""]
-            for shard, fault in zip(shards, faults, strict=True)]
-    totals = [sum(shard[key] for shard in shards) for key in ("tokens", "documents", "bytes")]
-    rows.append(["total", *(f"{n:,}" for n in totals), f"{totals[2] / max(1, totals[0]):.3f}", "", ""])
-    print_table(["shard", "tokens", "documents", "bytes", "bytes/token", "sha256", ""], rows)
-    for problem, count in manifest["bad_rows"].items():
-        print(f"rows left out: {count:,} ({problem})")
-    with contextlib.suppress(DataError):  # one may look at a folder that one may not write to
-        plot_lengths(Path(folder), manifest)
-    bad = [f"{shard['file']} ({fault})" for shard, fault in zip(shards, faults, strict=True) if fault]
-    if bad:
-        raise DataError(f"not as the manifest says: {', '.join(bad)}",
-                        "delete what is damaged and run the command that made the folder: it makes those shards anew")
+    """The manifest as a table, and how a shard begins. Raises UserError if a shard is not as the manifest says."""
+    folder, manifest = Path(folder), load_manifest(folder)
+    require(manifest, f"{folder} holds no manifest.json", "give a folder that fineweb.py has made")
+    shards, faults = manifest["shards"], []
+    for key, value in (settings(manifest) | manifest["versions"]).items():
+        print(f"{key:12} {value}")
+    print("complete     " + ("yes" if manifest["next"] is None else "the source has more: the same command goes on"))
+    print(f"\n{'shard':32}{'tokens':>16}{'documents':>14}{'bytes':>18}{'bytes/token':>13}  sha256")
+    totals = dict(file="total", sha256="") | {key: total(shards, key) for key in ("tokens", "documents", "bytes")}
+    for shard in [*shards, totals]:
+        fault = shard_fault(folder, shard, read=True) if shard is not totals else None
+        faults += [f"{shard['file']} ({fault})"] if fault else []
+        print(f"{shard['file']:32}{shard['tokens']:16,}{shard['documents']:14,}{shard['bytes']:18,}"
+              f"{shard['bytes'] / max(1, shard['tokens']):13.3f}  {shard['sha256'][:12]}  {fault or ''}")
+    if manifest["bad_rows"]:
+        print(f"rows left out: {describe_counts(manifest['bad_rows'])}")
+    require(not faults, f"not as the manifest says: {', '.join(faults)}",
+            "delete what is damaged and run the command that made the folder: it makes those shards anew")
     if shards:
-        print_beginning(Path(folder), shards[-1 if len(shards) == 1 else 1]["file"])
+        enc, first = tokenizer.load_tokenizer(folder), shards[:2][-1]["file"]
+        ids = np.load(folder / first, mmap_mode="r", allow_pickle=False)[:400].tolist()
+        text = enc.decode([i for i in ids if i < enc.n_vocab]).replace(EOT, f"\n{EOT}\n").strip("\n")
+        print("\n".join([f"\n{first} begins:\n", *(f"  | {line[:110]}" for line in text.split("\n")[:12])]))
 
 
-def describe_source(source):
-    if source.get("kind") == "hub":
-        return f"{source.get('dataset')} {source.get('config')}, revision {source.get('revision')}"
-    files = source.get("files", [])
-    return f"{len(files)} files, {sum(file['bytes'] for file in files):,} bytes: " + ", ".join(
-        file["file"] for file in files[:3]) + (" ..." if len(files) > 3 else "")
+# === 7. Commands. =====================================================================================================
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes as UserError: every script prints them the same way."""
+
+    def error(self, message):
+        unknown = [word.split("=")[0] for word in message.split() if message.startswith("unrecognized")]
+        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, n=1)]
+        raise UserError(message, f"did you mean {near[0]}?" if near else f"python {self.prog} --help lists all options")
 
 
-def print_table(head, rows):
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+def positive(text):
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
-def print_beginning(folder, name, tokens=400, lines=12):
-    """Decodes the first lines of a shard."""
-    enc = tokenizer.load_tokenizer(folder)
-    ids = np.load(folder / name, mmap_mode="r", allow_pickle=False)[:tokens].tolist()
-    text = enc.decode([i for i in ids if i < enc.n_vocab]).replace(EOT, f"\n{EOT}\n").strip("\n")
-    print(f"\n{name} begins:\n")
-    print("\n".join(f"  | {line[:110]}" for line in text.split("\n")[:lines]))
-
-
-def plot_lengths(folder, manifest):
-    """DIR/lengths.png: how many documents there are of each length."""
-    counts = manifest["lengths"]
-    if not any(counts):
-        return
-    from matplotlib.figure import Figure  # not pyplot: no window system, no state
-
-    axes = (figure := Figure(figsize=(6, 3.2), layout="constrained")).subplots()
-    axes.bar(range(len(counts)), counts, width=0.9)
-    axes.set_xticks(range(len(counts)), [f"{2**b:,}" for b in range(len(counts))], rotation=45, ha="right", fontsize=8)
-    axes.set_xlabel("tokens in a document, at least")
-    axes.set_ylabel("documents")
-    axes.set_title(f"{sum(counts):,} documents of {folder.name}")
-    write_whole(folder / "lengths.png", lambda file: figure.savefig(file, format="png", dpi=120))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 8. Commands
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description="FineWeb, FineWeb-Edu or your own documents, as shards of tokens.")
-    parser.add_argument("--version", choices=VERSIONS, default="10Bedu",
-                        help="10 or 100 billion tokens (20 or 200 GB) of FineWeb-Edu or FineWeb; default %(default)s")
-    parser.add_argument("--files", nargs="+", metavar="GLOB",
-                        help="your own documents instead: .parquet, .jsonl, .txt, the last two also .gz or .zst; "
-                             "text files hold documents separated by <|endoftext|>")
-    parser.add_argument("--text_column", default="text", help="the column with the documents; default %(default)s")
-    parser.add_argument("--tokenizer", default="gpt2", help="gpt2, or a tokenizer.json; default %(default)s")
-    parser.add_argument("--out", help="folder for the shards; default edu_fineweb10B and so on, or shards for --files")
-    parser.add_argument("--num_shards", type=int, help="stop after so many, validation included; default all")
-    parser.add_argument("--shard_size", type=int, default=100_000_000, help="tokens in a shard; default %(default)s")
-    parser.add_argument("--nprocs", type=int, default=cores(), help="encoding threads; default the cores, %(default)s")
+def make_parser():
+    parser = Parser("fineweb.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--version", choices=VERSIONS, default="10Bedu",
+                        help="10 or 100 billion tokens of FineWeb-Edu or FineWeb, 20 or 200 GB (default %(default)s)")
+    source.add_argument("--dataset", metavar="NAME", help="any data set of the Hub that has a column of text")
+    source.add_argument("--files", nargs="+", metavar="GLOB",
+                        help="your own documents: .parquet, .jsonl, .txt, the last two also with .gz or .zst; "
+                             "a text file holds documents separated by <|endoftext|>")
+    parser.add_argument("--config", help="which configuration of --dataset")
+    parser.add_argument("--split", help="which split of --dataset (default train)")
+    parser.add_argument("--revision", help="commit, tag or branch of --dataset (default the newest commit)")
+    parser.add_argument("--text_column", default="text", help="the column with the documents (default %(default)s)")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2, or a tokenizer.json (default %(default)s)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the shards (default: named after the source)")
+    parser.add_argument("--num_shards", type=positive, help="stop after so many, validation included (default all)")
+    parser.add_argument("--shard_size", type=positive, default=10**8, help="tokens in a shard (default %(default)s)")
+    parser.add_argument("--nprocs", type=positive, default=cores, help="encoding threads (default the cores)")
     parser.add_argument("--info", metavar="DIR", help="show what is in a folder of shards, and make nothing")
     return parser
 
 
-def run(options):
-    if options.info:
-        print_info(options.info)
-        return
-    for name in ("shard_size", "num_shards", "nprocs"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise DataError(f"--{name} must be at least 1, not {value}")
-    enc = tokenizer.load_tokenizer(options.tokenizer)
+def make_source(options):
+    """What --version, --dataset or --files asks for -> (source, the folder that it goes to without --out)."""
+    extra = [name for name in ("config", "split", "revision") if getattr(options, name)]
+    require(options.dataset or not extra, f"--{''.join(extra[:1])} goes with --dataset only", "leave it out")
+    column = options.text_column
     if options.files:
-        source = FileSource(options.files, options.text_column)
-        out, prefix = options.out or "shards", "docs"
-    else:
-        v = VERSIONS[options.version]
-        source = HubSource(v.dataset, v.config, v.revision, options.text_column, v.tokens)
-        out, prefix = options.out or v.out, v.dataset.rpartition("/")[2].replace("-", "")
-    name = enc.name if options.tokenizer != "gpt2" else "gpt2"
-    manifest = build(source, enc, name, out, prefix, options.shard_size, options.num_shards, options.nprocs)
-    print_summary(out, manifest)
+        return FileSource(options.files, column), "shards"
+    if options.dataset:
+        source = HubSource(options.dataset, options.config, options.split or "train", options.revision, column)
+        return source, f"{source.prefix}_shards"
+    v = VERSIONS[options.version]
+    return HubSource(v.dataset, v.config, "train", v.revision, column, v.tokens), v.out
 
 
-def print_summary(out, manifest):
+def run(argv):
+    options = make_parser().parse_args(argv)
+    for name, value in vars(options).items():
+        require(value != "" and value != [""], f"--{name} is empty", "give it a value, or leave it out")
+    if options.info:
+        return print_info(options.info)
+    enc = tokenizer.load_tokenizer(options.tokenizer)
+    source, out = make_source(options)
+    out = Path(options.out or out)
+    if options.dataset:
+        source.resolve((load_manifest(out) or {"source": {}})["source"])
+    manifest = build(source, enc, out, options.shard_size, options.num_shards, options.nprocs)
     shards = manifest["shards"]
-    tokens, documents = (sum(shard[key] for shard in shards) for key in ("tokens", "documents"))
-    print(f"{out}: {tokens:,} tokens of {documents:,} documents in {len(shards)} shards")
+    print(f"{out}: {total(shards, 'tokens'):,} tokens of {total(shards, 'documents'):,} documents")
     if manifest["bad_rows"]:
-        bad = ", ".join(f"{count:,} {problem}" for problem, count in manifest["bad_rows"].items())
-        print(f"rows left out: {bad}")
-    if shards[-1]["tokens"] < manifest["shard_size"]:
-        print(f"the last shard is shorter ({shards[-1]['tokens']:,} tokens): the source ended, that is normal")
+        print(f"rows left out: {describe_counts(manifest['bad_rows'])}")
+    if (held_out := shards[0]["tokens"]) <= 1024:
+        print(f"validation has {held_out:,} tokens, less than one context of GPT-2: its loss will say little")
     if len(shards) == 1:
         print("this is the validation shard only; there is nothing to train on yet: ask for --num_shards 2 or more")
     else:
@@ -1096,26 +775,30 @@ def print_summary(out, manifest):
 
 
 def main(argv=None):
-    options = arguments().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not stop us
+    """Runs the command line. Returns 0; 2 after a user's mistake, 130 after Ctrl-C, 1 if nobody reads the output."""
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not stop us
     try:
-        run(options)
-    except KeyboardInterrupt:
-        print("\nstopped; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone (| head): what is still to come goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        run(argv)
+        sys.stdout.flush()
         return 0
+    except KeyboardInterrupt:
+        print("\nstopped; finished shards are kept, and the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone (| head): what Python still writes goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
-        if not hasattr(error, "hint"):
+        hint = getattr(error, "hint", None)
+        if isinstance(error, ModuleNotFoundError):
+            hint = "pip install -r requirements.txt"
+        elif isinstance(error, OSError):
+            hint = "may you use it, and has the disk room? Finished shards are kept, and the same command goes on"
+        if hint is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"error: {error}\nhint: {hint}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Speed: "tiktoken alone" is `encode_ordinary_batch`, 1,024 documents a call, alre
 fineweb.py's time is all of its work: reading the file, encoding, counting, writing shards, sums and manifest to the
 disk. Each run is a fresh process, bound to so many cores; the runs take turns. Imports and loading the tokenizer are
 not counted, in either.
-Memory: the peak of the one process there is (no other is started), for sources that differ in size; and what the
-trainer's loader adds to its process when it reads 2,000 shuffled batches of 16 x 1,024 from a folder of 2 GB.
+Memory: the peak of the one process there is (no other is started), for sources that differ in size; for a document of
+30 MB that is a single word, the worst there is; and what the trainer's loader adds to its process when it reads 2,000
+shuffled batches of 16 x 1,024 from a folder of 2 GB.
 The documents are the stories of input.txt, over and over; GPT-2's tokenizer.
 """
 
@@ -18,6 +19,7 @@ import gzip
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -38,9 +40,12 @@ import tokenizer  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "fineweb.json"
 BATCH = 1024  # documents in a call of encode_ordinary_batch
 FORMATS = ("parquet", "jsonl", "jsonl.gz", "txt")
-
-
 MEMORY_SOURCES = (("parquet", 400), ("parquet", 1600), ("one group.parquet", 1000), ("jsonl", 1000), ("txt", 1000))
+
+
+def cores_here():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def documents(copies):
@@ -55,6 +60,9 @@ def write_source(folder, kind, copies):
     stories, path = documents(1), folder / f"{copies}.{kind}"
     if kind == "one group.parquet":  # as pandas writes it
         pq.write_table(pa.concat_tables([pa.table({"text": stories})] * copies), path, row_group_size=10**9)
+    elif kind == "one word.jsonl":
+        letters = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=copies * 10**6))
+        path.write_text(json.dumps({"text": letters}) + "\n" + json.dumps({"text": stories[0]}), encoding="utf-8")
     elif kind == "parquet":
         with pq.ParquetWriter(path, pa.schema({"text": pa.string()})) as writer:
             for _ in range(copies):
@@ -90,14 +98,13 @@ def child(what, path, cores, copies):
         seconds = time.perf_counter() - begun
         tokens += len(texts)  # <|endoftext|>, to count the same
     else:
-        import matplotlib.figure  # noqa: F401  imports are not counted
-        import pyarrow.parquet  # noqa: F401
+        import pyarrow.parquet  # noqa: F401  imports are not counted
         import tqdm  # noqa: F401
 
         with tempfile.TemporaryDirectory(dir=Path(path).parent) as out:
             begun = time.perf_counter()
             source = fineweb.FileSource([path])
-            manifest = fineweb.build(source, enc, "gpt2", out, "docs", 10**7, threads=cores)
+            manifest = fineweb.build(source, enc, out, 10**7, threads=cores)
             seconds = time.perf_counter() - begun
         tokens = sum(shard["tokens"] for shard in manifest["shards"])
     print(json.dumps({"tokens": tokens, "seconds": seconds}))
@@ -113,7 +120,7 @@ def measure(*arguments):
 def speed(folder, copies, repeats):
     paths = {kind: write_source(folder, kind, copies) for kind in FORMATS}
     rows = []
-    for cores in (n for n in (1, 2, 4, 8) if n <= fineweb.cores()):
+    for cores in (n for n in (1, 2, 4, 8) if n <= cores_here()):
         rates = {what: [] for what in ("tiktoken", *(["loop"] if cores == 1 else []), *FORMATS)}
         for _ in range(repeats):
             for what in rates:
@@ -147,11 +154,14 @@ def memory(folder, sizes):
     for kind, copies in sizes:
         path = write_source(folder, kind, copies)
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            command = [sys.executable, "-c", PEAK, str(ROOT), "--files", str(path), "--out", out, "--num_shards", "3"]
+            shards = 1 if kind == "one word.jsonl" else 3
+            command = [sys.executable, "-c", PEAK, str(ROOT), "--files", str(path), "--out", out]
+            command += ["--num_shards", str(shards)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         peak, children = map(int, done.stdout.split()[-2:])
         rows.append({"format": kind, "source_mb": round(path.stat().st_size / 1e6),
-                     "text_mb": round(copies * (ROOT / "input.txt").stat().st_size / 1e6),
+                     "text_mb": copies if kind == "one word.jsonl" else round(
+                         copies * (ROOT / "input.txt").stat().st_size / 1e6),
                      "peak_mb": round(peak / 1e6), "other_processes_mb": round(children / 1e3)})
         path.unlink()
         print("{format:8} {text_mb:5} MB of text: peak {peak_mb} MB, other processes {other_processes_mb} MB".format(
@@ -198,15 +208,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         rows = speed(Path(folder), options.copies, options.repeats)
         peaks = memory(Path(folder), MEMORY_SOURCES)
+        one_word = memory(Path(folder), [("one word.jsonl", 30)])[0]
         loader_mb = loader_memory(Path(folder))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({
         "date": datetime.date.today().isoformat(),
-        "hardware": {"cpu": cpu_name(), "cores": fineweb.cores()},
+        "hardware": {"cpu": cpu_name(), "cores": cores_here()},
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("tiktoken", "numpy", "pyarrow")},
         "documents": "the stories of input.txt, repeated; GPT-2's tokenizer",
         "load_average_at_the_end": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "speed": rows, "memory": peaks, "loader_mb": loader_mb}, indent=1) + "\n", encoding="utf-8")
+        "speed": rows, "memory": peaks, "one_word": one_word, "loader_mb": loader_mb,
+    }, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
