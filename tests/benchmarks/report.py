@@ -187,7 +187,7 @@ def speed():
         what = f"HellaSwag with 124M, {r['dtype']}"
         rows.append([what, rate[0], "four padded rows an item", rate[1], f"{r['times_plain']:.1f}"])
     where = f"{recipes['threads']} cores of {recipes['cpu']}, torch {recipes['torch']}, {recipes['date']}."
-    return table(["what", "here", "beside", "that", "times"], rows) + "\n\n" + where
+    return table(["measured", "this project", "compared with", "its speed", "ratio"], rows) + "\n\n" + where
 
 
 def generation():
