@@ -6,6 +6,7 @@ Text from a model: a checkpoint of train_gpt2.py, OpenAI's weights, or a directo
     echo "Once upon" | python generate.py --prompt - --num_samples 3 --seed 1 > stories.txt
     python generate.py --export my_model                   for transformers: AutoModelForCausalLM, AutoTokenizer
     python generate.py --export my_model.gguf              the same in one file, in the format of llama.cpp
+    python generate.py --export my_model.html              a page to look inside the model with, in any browser
 
 Standard output gets the texts, each with its prompt, and nothing else; notes go to standard error. Several texts are
 separated by a line <|endoftext|>, as in a corpus. Each begins as documents do in training: after <|endoftext|>.
@@ -13,8 +14,10 @@ separated by a line <|endoftext|>, as in a corpus. Each begins as documents do i
 Map:  1 texts that grow   2 fast products on a CPU   3 export   4 command line
 """
 
+import base64
 import codecs
 import contextlib
+import hashlib
 import itertools
 import json
 import re
@@ -26,13 +29,14 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from tokenizer import EOT, eot_id, find_tokenizer, save_tokenizer
+from tokenizer import EOT, eot_id, find_tokenizer, save_tokenizer, to_json
 from train_gpt2 import GPT, Parser, newest_checkpoint, read_log, reading, require, run_main, setup_runtime, write_whole
 
 ROWS = 8  # texts that grow side by side: eight take little longer than one, because the weights are read once for all
 # Characters that a terminal obeys instead of showing. An untrained model writes any byte.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
 HINT = "put the tokenizer.json that it was trained with beside it"
+MAX_PAGE_PARAMETERS = 20_000_000  # a page of 53 MB, which needs a good part of a second for each token
 
 
 # === 1. Texts that grow. ============================================================================================
@@ -141,10 +145,11 @@ def pack_weights(model):
     return model
 
 
-# === 3. Export: for transformers, and as GGUF. ======================================================================
+# === 3. Export: for transformers, as GGUF, and as a page for a browser. =============================================
 def export(model, encoding, target, source):
     """Writes model and tokenizer to a new directory as transformers reads them, with a model card, and with bpe.json,
-    the tokenizer as this project reads it; or to a new file whose name ends in .gguf. source: where the model is from.
+    the tokenizer as this project reads it; or to a new file whose name ends in .gguf or .html. source: where the model
+    is from.
 
     bpe.json is not called tokenizer.json because transformers has another format of that name. Raises UserError, before
     anything is written, if the target holds something already or the tokenizer has no merges to write.
@@ -152,6 +157,9 @@ def export(model, encoding, target, source):
     target = Path(target)
     is_new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     require(is_new, f"{target} is there already", "give --export a new name")
+    if target.suffix == ".html":
+        export_html(model, encoding, target, page_facts(Path(source)))
+        return
     tokens, merges = spelled(encoding)
     if target.suffix == ".gguf":
         write_gguf(model, tokens, merges, target)
@@ -200,16 +208,20 @@ def merges_of(ranks):
     return merges
 
 
+def events_until(source):
+    """What the run of a checkpoint has logged up to it; [] if `source` is no checkpoint, or without a log."""
+    checkpoint = re.fullmatch(r"ckpt_(\d+)\.pt", source.name, re.ASCII)
+    return [e for e in read_log(source.parent) if e["step"] <= int(checkpoint[1])] if checkpoint else []
+
+
 def model_card(model, name, source):
     """README.md of an export: what the model is, how it was trained as far as its run's log tells, how to load it."""
     c, story = model.config, f"The weights are those of `{source.name}`."
-    log, checkpoint = source.parent / "log.jsonl", re.fullmatch(r"ckpt_(\d+)\.pt", source.name, re.ASCII)
-    with reading(log, "move it away to export without it"):
-        events = [e for e in read_log(log.parent) if e["step"] <= int(checkpoint[1])] if checkpoint else []
-        if events:
+    with reading(source.parent / "log.jsonl", "move it away to export without it"):
+        if events := events_until(source):
             cfg = events[0]["config"]
             begin = f", from the weights of `{Path(cfg['init']).name}`" if cfg["init"] else ""
-            length = f"{int(checkpoint[1]):,} steps of {cfg['total_batch']:,} tokens"
+            length = f"{int(source.stem.removeprefix('ckpt_')):,} steps of {cfg['total_batch']:,} tokens"
             story = f"Trained on `{Path(cfg['data']).name}` for {length} (recipe `{cfg['recipe']}`{begin})."
         for e in [e for e in events if e["event"] == "val"][-1:]:
             bits = f"{e['val_bpb']:.4f} bits per byte, " if e["val_bpb"] else ""
@@ -263,6 +275,45 @@ def write_gguf(model, tokens, merges, path):
     write_whole(path, write)
 
 
+def page_facts(source):
+    """What the page of export_html says about where the model is from: its name, and the bits per byte of its run."""
+    facts = {"name": source.resolve().parent.name if source.suffix == ".pt" else source.name}
+    with reading(source.parent / "log.jsonl", "move it away to export without it"):
+        for bits in [e["val_bpb"] for e in events_until(source) if e["event"] == "val"][-1:]:
+            facts |= {"bits per byte": f"{bits:.3f}"} if bits else {}
+    return facts
+
+
+def export_html(model, encoding, path, facts):
+    """Writes one file to look inside the model with: viewer.html, filled with the weights in float16, the tokenizer
+    and the facts, such as {"name": "tales", "bits per byte": "1.380"}. Raises UserError or DataError, before anything
+    is written, if the model is too large, float16 cannot hold its weights, or the split pattern is not a known one."""
+    template, c, count, facts = Path(__file__).with_name("viewer.html"), model.config, model.num_params(), dict(facts)
+    megabytes = count * 2 * 4 / 3 / 1e6  # two bytes a weight, and base64 writes three bytes as four characters
+    hint = "train a smaller model, or give --export the name of a directory, for transformers"
+    require(count <= MAX_PAGE_PARAMETERS, f"a page with {count:,} parameters would have {megabytes:,.0f} MB", hint)
+    require(template.is_file(), f"{template} is missing", "it belongs beside generate.py; copy it from there")
+    weights = {name: p.detach().cpu().half() for name, p in model.transformer.named_parameters()}
+    finite = all(w.isfinite().all() for w in weights.values())
+    require(finite, "float16 cannot hold all of the weights", "it ends at 65,504; export for transformers instead")
+    sizes = {"parameters": count, "layers": c.n_layer, "heads": c.n_head, "channels": c.n_embd}
+    sizes |= {"tokens of context": c.block_size, "tokens in the vocabulary": c.vocab_size}
+    content = dict(
+        name=facts.pop("name", "a GPT-2"), facts={key: f"{n:,}" for key, n in sizes.items()} | facts, config=vars(c),
+        tensors=[(name, w.numel()) for name, w in weights.items()], tokenizer=json.loads(to_json(encoding)),
+    )  # fmt: skip
+    html = template.read_text("utf-8")
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    fields = dict(
+        script_hashes=" ".join(f"'sha256-{digest}'" for digest in hashes),  # a browser runs these scripts and no other
+        model=json.dumps(content).replace("<", r"\u003c"),  # no name and no token can end the element that holds them
+        weights=base64.b64encode(b"".join(w.numpy().astype("<f2").tobytes() for w in weights.values())).decode(),
+    )  # fmt: skip
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], html)  # one pass: what it fills in is not searched
+    write_whole(path, lambda file: file.write(page.encode()))
+
+
 # === 4. Command line. ===============================================================================================
 def make_parser():
     parser = Parser("generate.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
@@ -272,7 +323,7 @@ def make_parser():
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", metavar="TEXT", help="how the text begins; - reads it from standard input")
     what.add_argument("--interactive", action="store_true", help="ask for one prompt after the other")
-    what.add_argument("--export", metavar="NEW", help="write a directory for transformers, or NAME.gguf, and stop")
+    what.add_argument("--export", metavar="NEW", help="write a directory for transformers, NAME.gguf or NAME.html")
     parser.add_argument("--num_samples", type=int, default=1, help="texts (default: 1)")
     parser.add_argument("--max_tokens", type=int, default=400, help="longest text, in new tokens (default: 400)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")
@@ -331,8 +382,9 @@ def run(argv):
     description = f"{source}: {model.num_params():,} parameters, tokenizer {encoding.name}"
     if args.export is not None:
         export(model, encoding, args.export, source)
-        hint = f"; transformers needs gguf_file=, n_positions={model.config.block_size}"
-        note(f"{description}; written to {args.export}{hint if args.export.endswith('.gguf') else ''}")
+        hints = {".gguf": f"; transformers needs gguf_file=, n_positions={model.config.block_size}"}
+        hints[".html"] = "; open it in a browser"
+        note(f"{description}; written to {args.export}{hints.get(Path(args.export).suffix, '')}")
         return
     model.to(rt.device, rt.dtype)  # all of it: autocast would convert every weight again for every token
     if rt.device.type == "cpu":
