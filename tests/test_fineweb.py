@@ -534,7 +534,7 @@ def test_the_hub_may_break_off(tmp_path, hub, enc, tokenizer_file, monkeypatch, 
     """For longer than the libraries wait: what was finished is kept, and the same command goes on."""
     import datasets
 
-    real, failures = datasets.IterableDataset.iter, iter([1, 0, 2])
+    real, failures = datasets.IterableDataset.iter, iter([4, 1, 3])  # tables of 7 rows that come before it
 
     def breaking(self, *args, **kwargs):
         left = next(failures, None)
@@ -546,9 +546,10 @@ def test_the_hub_may_break_off(tmp_path, hub, enc, tokenizer_file, monkeypatch, 
 
     monkeypatch.setattr(datasets.IterableDataset, "iter", breaking)
     monkeypatch.setattr(fineweb, "READ_ROWS", 7)
-    monkeypatch.setattr(fineweb, "BATCH_CHARS", 2000)
+    monkeypatch.setattr(fineweb, "BATCH_CHARS", 500)
+    monkeypatch.setattr(fineweb, "AHEAD_CHARS", 500)  # read no more than is used at once
     argv = ("--dataset", hub, "--config", "sample-10BT", "--tokenizer", tokenizer_file, "--shard_size", 2000,
-            "--out", tmp_path / "out")
+            "--nprocs", 1, "--out", tmp_path / "out")
     for _ in range(3):
         said = refused(capsys, *argv)
         assert "ConnectionError: the Hub is gone" in said and "network" in said and "goes on" in said
