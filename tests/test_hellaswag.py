@@ -12,6 +12,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +26,8 @@ import tokenizer
 from hellaswag import Example, UserError, evaluate, load_examples, make_batches, make_request, score, wilson
 from train_gpt2 import GPT, GPTConfig, Runtime, TrainConfig, configure_optimizers, save_checkpoint
 
-ITEMS = Path(__file__).parent / "data" / "hellaswag_items.jsonl"
+ROOT = Path(__file__).resolve().parent.parent
+ITEMS = ROOT / "tests" / "data" / "hellaswag_items.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +135,9 @@ def test_scores_equal_those_of_each_row_by_itself(encoding, style, block_size, r
     ]
     examples += [example("a", ["b", "c", "!", words(2, 7)]), example("a", ["b", "c", "d", "e"])]
     requests = [make_request(e, encoding, style, block_size) for e in examples]
-    assert {r.cut for r in requests} == ({True, False} if block_size < 512 else {False})
+    assert {not r.context for r in requests} == ({True, False} if block_size < 512 else {False})  # whether it is cut
     groups = {}
     for i, request in enumerate(requests):
-        assert request.cut == (not request.context)
         groups.setdefault(len(request.context), []).append(i)
     assert max(map(len, groups.values())) > 1
     checked = 0
@@ -222,7 +224,7 @@ def test_an_empty_query_starts_from_end_of_text(encoding):
 
 def test_batches_hold_every_item_once_within_the_budget():
     sizes = [(5, 3), (90, 9), (30, 2), (30, 4), (7, 1), (300, 2), (1, 60), (0, 31), (0, 2), (30, 90), (30, 3), (5, 1)]
-    requests = [hellaswag.Request([0] * c, [[0] * n, [0], [0], [0]], [1] * 4, [1] * 4, c == 0) for c, n in sizes]
+    requests = [hellaswag.Request([0] * c, [[0] * n, [0], [0], [0]], [1] * 4, [1] * 4) for c, n in sizes]
     batches = list(make_batches(requests, 128))
     assert sorted(i for batch in batches for i in batch) == list(range(len(sizes)))
     for batch in batches:
@@ -244,6 +246,36 @@ def test_evaluate_leaves_the_model_as_it_was(encoding):
     assert model.training and graphs and not any(graphs)
     assert torch.equal(state, torch.get_rng_state())  # no dropout was drawn
     assert evaluate(model.eval(), load_examples(ITEMS)[:3], encoding) == first and not model.training
+
+
+def test_cudnns_attention_is_off_while_scoring_and_then_as_before(encoding, monkeypatch):
+    """Also after an error; and what was off stays off."""
+    model, seen = random_model(256), []
+    model.transformer.ln_f.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    try:
+        for before in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(before)
+            evaluate(model, load_examples(ITEMS)[:3], encoding)
+            assert torch.backends.cuda.cudnn_sdp_enabled() == before
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        monkeypatch.setattr(model, "head", lambda x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(model, load_examples(ITEMS)[:3], encoding)
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    assert seen and not any(seen)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("style", hellaswag.STYLES)
+def test_losses_that_are_not_finite_are_no_score(encoding, style, number):
+    """By nan no ending is likelier than another, and the first would count as the answer: 25 %."""
+    model = random_model(256)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.bias[3] = number
+    with pytest.raises(UserError, match="not finite"):
+        evaluate(model, load_examples(ITEMS)[:3], encoding, style=style)
 
 
 def test_shares_of_the_examples_add_up(encoding):
@@ -332,11 +364,12 @@ def test_items_are_read_in_all_their_forms(tmp_path):
     [
         ("<html>404: Not Found</html>", "not JSON"),
         ("[1, 2]", "not a JSON object"),
-        ({**GOOD, "endings": list("abc")}, "3 endings, not 4"),
-        ({**GOOD, "endings": list("abcde")}, "5 endings, not 4"),
+        ({**GOOD, "endings": list("abc")}, "endings is ['a', 'b', 'c']"),
+        ({**GOOD, "endings": list("abcde")}, "endings is ['a', 'b', 'c', 'd', 'e']"),
         ({**GOOD, "endings": "abcd"}, "endings is 'abcd'"),
-        ({**GOOD, "endings": ["a", "b", " ", "d"]}, "an ending is ' '"),
-        ({**GOOD, "endings": ["a", "b", 3, "d"]}, "an ending is 3"),
+        ({**GOOD, "endings": ["a", "b", " ", "d"]}, "endings is ['a', 'b', ' ', 'd']"),
+        ({**GOOD, "endings": ["a", "b", 3, "d"]}, "endings is ['a', 'b', 3, 'd']"),
+        ({**GOOD, "endings": {"a": 1, "b": 2, "c": 3, "d": 4}}, "endings is {'a': 1"),
         ({**GOOD, "label": 4}, "label is 4"),
         ({**GOOD, "label": -1}, "label is -1"),
         ({**GOOD, "label": True}, "label is True"),
@@ -345,6 +378,12 @@ def test_items_are_read_in_all_their_forms(tmp_path):
         ({k: v for k, v in GOOD.items() if k != "label"}, "label is None"),
         ({**GOOD, "ctx": " ", "ctx_a": "", "ctx_b": ""}, "context is empty"),
         ({**GOOD, "activity_label": 7}, "activity_label is 7"),
+        ({**GOOD, "ctx": ["A", "man"]}, "ctx is ['A', 'man']"),
+        ({**GOOD, "label": [1]}, "label is [1]"),
+        ({**GOOD, "ctx": "half a letter: \ud83d"}, "surrogates"),
+        ({**GOOD, "ctx_b": "he \udc80"}, "surrogates"),
+        ("[" * 100_000, "not JSON"),
+        ('{"ctx": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON"),
     ],
 )
 def test_a_bad_item_is_named_with_its_line(tmp_path, bad, message):
@@ -356,7 +395,7 @@ def test_a_bad_item_is_named_with_its_line(tmp_path, bad, message):
 def test_files_that_are_no_items(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    cases = {"none.jsonl": "there is no file", "empty.jsonl": "no items", "binary.jsonl": "not text", ".": "cannot"}
+    cases = {"none.jsonl": "No such file", "empty.jsonl": "no items", "binary.jsonl": "utf-8", ".": "cannot read"}
     for name, message in cases.items():
         with pytest.raises(UserError, match=message):
             load_examples(tmp_path / name)
@@ -381,64 +420,66 @@ def rows(count, **changes):
     return [{**GOOD, "ind": i, "label": str(i % 4), **changes} for i in range(count)]
 
 
-def test_download_writes_the_whole_split(tmp_path, monkeypatch, capsys):
-    """Through a parquet file, as it comes from the Hub; only the transfer is replaced."""
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """hub(rows) puts a parquet file with these rows in the place of the Hub's; only the transfer is replaced. Returns
+    the list of what is asked for."""
     import huggingface_hub
     import pyarrow
     import pyarrow.parquet
 
     asked = []
 
-    def transfer(repo, file, **options):
-        asked.append((repo, file, options["repo_type"], options["revision"]))
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(10_042)), tmp_path / "hub.parquet")
-        return str(tmp_path / "hub.parquet")
+    def put(content):
+        file = tmp_path / "the hub" / "validation.parquet"
+        file.parent.mkdir()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), file)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", transfer)
-    monkeypatch.chdir(tmp_path)
+        def transfer(repo, name, **options):
+            asked.append((repo, name, options["repo_type"], options["revision"]))
+            return str(file)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", transfer)
+        return asked
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(hellaswag, "__file__", str(tmp_path / "here" / "hellaswag.py"))
+    return put
+
+
+def test_download_writes_the_whole_split(hub, capsys):
+    asked = hub(rows(10_042))
     assert hellaswag.main(["--download"]) == 0
     assert "10,042 items" in capsys.readouterr().out
     assert asked == [("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", "dataset", hellaswag.REVISION)]
     assert re.fullmatch("[0-9a-f]{40}", hellaswag.REVISION)
     path = hellaswag.default_path("val")
     assert path == Path("hellaswag/hellaswag_val.jsonl") and path.exists()
-    assert json.loads(path.read_text("utf-8").splitlines()[7]) == {**GOOD, "ind": 7, "label": 3}  # an integer now
+    assert json.loads(path.read_text("utf-8").splitlines()[7]) == {**GOOD, "ind": 7, "label": "3"}  # as on the Hub
     assert len(load_examples(path)) == 10_042
     assert [p.name for p in path.parent.iterdir()] == ["hellaswag_val.jsonl"]
 
 
-def test_the_test_split_has_no_labels(tmp_path):
-    path = tmp_path / "t.jsonl"
-    assert hellaswag.download("test", path, fetch=lambda name: rows(10_003, label="")) == 10_003
-    with pytest.raises(UserError, match="label is -1"):
-        load_examples(path)
-
-
-def lost_connection(name):
-    raise ConnectionError("the line is dead\nand more")
-
-
 @pytest.mark.parametrize(
-    "fetch, message",
+    "content, message",
     [
-        (lost_connection, "ConnectionError: the line is dead"),
-        (lambda name: rows(10_041), "10,041 items, not 10,042"),
-        (lambda name: "<!DOCTYPE html><html>404</html>", "cannot fetch"),
-        (lambda name: None, "cannot fetch"),
-        (lambda name: rows(10_042, endings=["a"]), "item 1: 1 endings"),
-        (lambda name: rows(10_042, label=""), "label is -1"),
+        (rows(10_041), "10,041 items, not 10,042"),
+        (rows(10_042, endings=["a"]), "item 1: endings is ['a']"),
+        (rows(10_042, label=""), "item 1: label is ''"),  # as in the test split, which hides its labels
+        ([{"text": "other data"}] * 10_042, "item 1: endings is None"),
     ],
 )
 @pytest.mark.parametrize("existing", [None, "older file"])
-def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, capsys, fetch, message, existing):
-    path = tmp_path / "items.jsonl"
+def test_a_failed_download_leaves_nothing(hub, capsys, content, message, existing):
+    hub(content)
+    path = Path("items.jsonl")
     if existing:
         path.write_text(existing)
-    monkeypatch.setattr(hellaswag, "fetch_rows", fetch)
     assert hellaswag.main(["--download", "--file", str(path)]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and message in err and "\nhint: " in err and err.count("\n") == 2 and not out
-    assert [p.read_text() for p in tmp_path.iterdir()] == ([existing] if existing else [])
+    assert [p.read_text() for p in Path(".").iterdir()] == ([existing] if existing else [])
 
 
 def test_a_lost_connection_is_one_line_whatever_the_client_says_meanwhile(tmp_path, monkeypatch, capsys):
@@ -449,16 +490,15 @@ def test_a_lost_connection_is_one_line_whatever_the_client_says_meanwhile(tmp_pa
         raise ConnectionError("The line is dead. Please try this and that.")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", retry_in_vain)
-    level = logging.getLogger("huggingface_hub").level
-    seen = []
-    handler = logging.Handler()
+    logger, seen, handler = logging.getLogger("huggingface_hub"), [], logging.Handler()
     handler.emit = seen.append
-    logging.getLogger("huggingface_hub").addHandler(handler)
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # the client's own default
     try:
         assert hellaswag.main(["--download", "--file", str(tmp_path / "items.jsonl")]) == 2
     finally:
-        logging.getLogger("huggingface_hub").removeHandler(handler)
-    assert not seen and logging.getLogger("huggingface_hub").level == level
+        logger.removeHandler(handler)
+    assert not seen and list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err.splitlines()[0].endswith("ConnectionError: The line is dead.")
 
 
@@ -514,10 +554,11 @@ def test_command_line_scores_a_checkpoint(checkpoint, tmp_path, capsys, encoding
     assert out.count("<- right") == 2 and examples[1].endings[3] in out and examples[2].context not in out
     assert out.count("cut on the left") == 1  # 96 tokens are too few for some of them; said once
     written = [json.loads(line) for line in details.read_text("utf-8").splitlines()]
-    for line, item, other in zip(written, ours["completion"]["items"], ours["lm-eval"]["items"], strict=True):
-        assert {"ind", "label", "losses", "sums"} <= line.keys() and len(line["losses"]) == len(line["sums"]) == 4
-        assert line["losses"] == pytest.approx(item["losses"])
-        assert line["lm_eval"]["sums"] == pytest.approx(other["sums"])
+    expected = [(style, item) for style, result in ours.items() for item in result["items"]]
+    for line, (style, item) in zip(written, expected, strict=True):
+        assert line["style"] == style and line.keys() - {"style"} == item.keys()
+        assert line["losses"] == pytest.approx(item["losses"]) and line["sums"] == pytest.approx(item["sums"])
+        assert (line["ind"], line["label"], len(line["losses"])) == (item["ind"], item["label"], 4)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -545,12 +586,100 @@ def test_a_newer_checkpoint_that_does_not_load_is_passed_over(checkpoint, tmp_pa
     assert "ckpt_000200.pt is damaged" in capsys.readouterr().err
 
 
+def script(*argv, **environment):
+    """hellaswag.py in a process of its own, not waited for."""
+    words = [sys.executable, str(ROOT / "hellaswag.py"), "--device", "cpu", *map(str, argv)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+@pytest.mark.parametrize("system", ["ascii", "cp1252"])
+def test_a_terminal_that_is_not_utf8_shows_what_it_can(checkpoint, tmp_path, system):
+    items = write(tmp_path / "x.jsonl", dict(ctx="你好 Ann fährt", endings=["été", "a", "b", "c"], label=0))
+    with script("--model", checkpoint, "--file", items, "--show", 1, PYTHONIOENCODING=system) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    shown = ("?? Ann fährt", "été") if system == "cp1252" else ("?? Ann f?hrt", "?t?")
+    assert all(text in out.decode(system) for text in shown)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal for a reader that has gone")
+def test_a_reader_that_leaves_early(checkpoint):
+    with script("--model", checkpoint, "--file", ITEMS, "--limit", 2) as process:
+        process.stdout.close()
+        err = process.stderr.read().decode()
+    assert process.returncode == 1 and "Error" not in err and "Traceback" not in err and "Exception" not in err
+
+
+def test_ctrl_c_ends_without_a_traceback(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(hellaswag, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert hellaswag.main(["--model", str(checkpoint), "--file", str(ITEMS)]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def outputs(checkpoint, tmp_path, monkeypatch):
+    """A working directory with what must not be written to: items, model, a pipe, a link, a directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hellaswag, "evaluate", lambda *_, **__: pytest.fail("it begins to score"))
+    shutil.copy(ITEMS, "i.jsonl")
+    shutil.copy(checkpoint, "ckpt_000100.pt")
+    shutil.copy(checkpoint.parent / "tokenizer.json", ".")
+    os.mkfifo("pipe")
+    Path("link").symlink_to("i.jsonl")
+    Path("folder").mkdir()
+    return ["--model", "ckpt_000100.pt", "--file", "i.jsonl"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--details", "pipe"], "pipe is not a regular file"),
+        (["--details", "link"], "link is not a regular file"),
+        (["--details", "folder"], "folder is not a regular file"),
+        (["--details", "."], ". is not a regular file"),
+        (["--details", ""], ". is not a regular file"),
+        (["--details", "i.jsonl"], "i.jsonl is read or written already"),
+        (["--details", "folder/../i.jsonl"], "is read or written already"),
+        (["--details", "ckpt_000100.pt"], "is read or written already"),
+        (["--details", "x.png", "--plot", "x.png"], "x.png is read or written already"),
+        (["--show", "0"], "--show is 0"),
+        (["--split", "test"], "invalid choice: 'test'"),  # its labels are hidden
+    ],
+)
+def test_what_must_not_be_written_to_is_refused_before_the_work(outputs, capsys, argv, message):
+    def everything():
+        return {p: p.read_bytes() if p.is_file() else p.stat().st_mode for p in Path(".").iterdir()}
+
+    before = everything()
+    assert hellaswag.main([*outputs, *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and "\nhint: " in err and err.count("\n") == 2
+    assert everything() == before
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_plot_has_the_published_bars_if_all_items_were_scored(tmp_path, monkeypatch, whole):
+    axes, drawn = pytest.importorskip("matplotlib.axes"), []
+    bar = axes.Axes.bar
+    monkeypatch.setattr(axes.Axes, "bar", lambda self, names, *a, **k: drawn.append(names) or bar(self, names, *a, **k))
+    n = 10_042 if whole else 40
+    result = dict(n=n, correct=n // 3, correct_norm=n // 3, acc=1 / 3, acc_norm=1 / 3)
+    hellaswag.plot(tmp_path / "bars.svg", "run/ckpt.pt", dict.fromkeys(hellaswag.STYLES, result))
+    published = [["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"], ["gpt2", "gpt2-xl"]]
+    ours = [["run/ckpt.pt"]] * 2
+    assert sorted(drawn) == sorted(ours + published if whole else ours)
+    assert (tmp_path / "bars.svg").read_text("utf-8").startswith("<?xml")
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
         (["--model", "no/such.pt"], "no/such.pt"),
+        (["--model", ""], "no model"),
         (["--model", "{items}"], ""),  # a file, but no model
-        (["--model", "{ckpt}", "--file", "none.jsonl"], "there is no file"),
+        (["--model", "{ckpt}", "--file", "none.jsonl"], "cannot read none.jsonl"),
         (["--model", "{ckpt}", "--limit", "0"], "--limit"),
         (["--model", "{ckpt}", "--dtype", "int8"], "--dtype"),
         (["--model", "{ckpt}", "--device", "toaster"], "toaster"),

@@ -102,7 +102,7 @@ def measure(model, dtype, device, items, repeats):
     runs = {
         "plain": lambda: plain_loop(model, items, encoding, device, autocast),
         "outer": outer,
-        "fast": lambda: evaluate(fast_model, items, encoding, device=device, autocast=autocast),
+        "fast": lambda: evaluate(fast_model, items, encoding, autocast=autocast),
     }
     if dtype == torch.float32:
         del runs["outer"]  # nothing is cast
@@ -128,7 +128,7 @@ def peak_memory(count, device):
     import resource  # not on Windows
 
     model = ready(GPT(GPTConfig()).to(device), device, torch.float32)
-    evaluate(model, made_items(count), Numbers(), device=device)
+    evaluate(model, made_items(count), Numbers())
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
