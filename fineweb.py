@@ -113,7 +113,7 @@ class HubSource:
 
     def reading(self):
         hint = "check the name and the network; the same command goes on where it stopped; --files needs no network"
-        return reading(f"the data set {self.dataset}", Exception, hint)
+        return explaining(f"cannot read the data set {self.dataset}", Exception, hint)
 
     def resolve(self, known):
         """Replaces a branch, a tag or None by the commit it means today; None by that of a folder that is continued
@@ -164,9 +164,10 @@ class FileSource:
         self.paths, self.text_column = list(unique.values()), text_column
         if again := len(found) - len(self.paths):
             print(f"{again} of {len(found)} files are given again, by the same or another name: each is read once")
-        # Packed text is typically a third of its size, and four bytes make a token: for the disk and the time left.
-        factors = {path: 1 if reader_of(path) and path.endswith(tuple(TEXT_READERS)) else 3 for path in self.paths}
-        self.expected_tokens = sum(os.path.getsize(path) * factor / 4 for path, factor in factors.items())
+        self.readers = [reader_of(path) for path in self.paths]
+        # For the disk and the time left: packing typically leaves a third of a text, and four bytes make a token.
+        sizes = [os.path.getsize(path) * (1 if path.endswith(tuple(TEXT_READERS)) else 3) for path in self.paths]
+        self.expected_tokens = sum(sizes) / 4
 
     def describe(self):
         return dict(kind="files", text_column=self.text_column, files=[describe_file(path) for path in self.paths])
@@ -177,8 +178,8 @@ class FileSource:
     def parts(self, k):
         """Raises UserError if the file cannot be read, or holds nothing that can be used."""
         path, good, bad = self.paths[k], 0, Counter()
-        with reading(path, (OSError, ValueError), "is it complete, and what its name says?"):
-            for part in reader_of(path)(path, self.text_column):
+        with explaining(f"cannot read {path}", (OSError, ValueError), "is it complete, and what its name says?"):
+            for part in self.readers[k](path, self.text_column):
                 yield part
                 good += not part.problem
                 bad.update([part.problem] if part.problem else [])
@@ -187,15 +188,15 @@ class FileSource:
 
 
 @contextlib.contextmanager
-def reading(name, errors, hint):
-    """Turns an error of the classes `errors` into a UserError: `name` cannot be read."""
+def explaining(what, errors, hint):
+    """Turns an error of the classes `errors` into a UserError that says what failed."""
     try:
         yield
     except UserError:
         raise
     except errors as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"cannot read {name}: {reason}", hint) from error
+        raise UserError(f"{what}: {reason}", hint) from error
 
 
 def require_column(text_column, columns, name):
@@ -290,7 +291,7 @@ TEXT_READERS = {".jsonl": json_parts, ".ndjson": json_parts, ".json": json_parts
 
 def reader_of(path):
     """The function that makes Parts of a file, by the end of its name."""
-    kind = Path(path.removesuffix(".gz").removesuffix(".zst")).suffix
+    kind = Path(path.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
     reader = (TEXT_READERS | {".parquet": parquet_parts}).get(kind)
     require(reader, f"{path} is of no kind that can be read",
             "names end in .parquet, .jsonl or .txt; .jsonl and .txt may be followed by .gz or .zst")
@@ -456,17 +457,19 @@ def write_shard(path, tokens, start, enc):
 def write_whole(path, write):
     """write(file), then the name: whoever looks sees the old file or the whole new one. Returns the sha256."""
     temporary = path.with_name(path.name + ".tmp")  # matches no pattern that looks for *.npy
-    try:
-        with open(temporary, "wb+") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(temporary, path)
-        return digest
-    finally:
-        temporary.unlink(missing_ok=True)
+    hint = "make room; finished shards are kept, and the same command goes on"
+    with explaining(f"cannot write {path}", OSError, hint):
+        try:
+            with open(temporary, "wb+") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return digest
 
 
 # === 4. The manifest. =================================================================================================
@@ -496,7 +499,7 @@ def load_manifest(folder):
     path, hint = Path(folder) / "manifest.json", "restore it, or choose another --out"
     if not path.exists():
         return None
-    with reading(path, (OSError, ValueError, RecursionError), hint):
+    with explaining(f"cannot read {path}", (OSError, ValueError, RecursionError), hint):
         manifest = json.loads(path.read_bytes())
     require(has_form(manifest, MANIFEST_FORM) and is_consistent(manifest), f"{path} is damaged, or not of this program",
             hint)
@@ -514,12 +517,12 @@ def has_form(value, form):
 
 def is_consistent(manifest):
     """Whether the shards are numbered and full, and each starts behind the one before it."""
-    shards, end = manifest["shards"], manifest.get("next", "missing")
+    shards, end, source = manifest["shards"], manifest.get("next", "missing"), manifest["source"]
     places = [shard["start"] for shard in shards] + [end] * (end is not None)
     prefix = shards[0]["file"].partition("_")[0] if shards else "docs"
     return (
         manifest["format"] == FORMAT and has_form([*manifest["bad_rows"].values()], [int])
-        and has_form(manifest["source"].get("files", []), [{}])
+        and all(has_form(value, [{}] if key == "files" else str) for key, value in source.items() if value is not None)
         and re.fullmatch(r"[A-Za-z0-9.-]+", prefix)
         and all(shard["file"] == shard_name(prefix, index) for index, shard in enumerate(shards))
         and all(shard["split"] == shard["file"].split("_")[1] for shard in shards)
@@ -561,7 +564,7 @@ def build(source, enc, out, shard_size, num_shards=None, threads=1):
     enc         tiktoken.Encoding
     num_shards  how many in all, validation included; None: until the source ends
 
-    Raises UserError, or OSError from the disk; what was finished is kept.
+    Raises UserError, or OSError for a folder or file that may not be used; what was finished is kept.
     """
     require(enc.n_vocab <= tokenizer.MAX_VOCAB, f"tokenizer {enc.name} has {enc.n_vocab:,} tokens",
             "shards hold uint16, at most 65,536: use a smaller vocabulary")
@@ -627,7 +630,7 @@ def extend(manifest, source, enc, out, num_shards, threads):
     goals = [n for n in (num_shards and num_shards * size, source.expected_tokens) if n]
     goal = int(min(goals, default=done + size))  # where nothing tells how long the source is: a shard has to fit
     need, free = 2 * (goal - done), shutil.disk_usage(out).free
-    require(need <= free, f"{out} needs about {need / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB free",
+    require(need <= free, f"{out} needs about {need / 1e6:,.0f} MB more, the disk has {free / 1e6:,.0f} MB free",
             "make room, choose another --out, or ask for less with --num_shards")
     with tqdm(total=max(goal, done) if goals else None, initial=done, unit=" tokens", unit_scale=True, smoothing=0.1,
               mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
@@ -794,7 +797,7 @@ def main(argv=None):
         if isinstance(error, ModuleNotFoundError):
             hint = "pip install -r requirements.txt"
         elif isinstance(error, OSError):
-            hint = "may you use it, and has the disk room? Finished shards are kept, and the same command goes on"
+            hint = "is it there, and may you use it?"
         if hint is None:
             raise
         print(f"error: {error}\nhint: {hint}", file=sys.stderr)
