@@ -479,11 +479,22 @@ def test_a_person_types_clicks_moves_and_generates(browser, page, model):
     assert browser.js("ids") == ids
     assert browser.js("[...$('copy').children].map((span) => span.textContent).join('')") == text_of(browser)
 
-    # The alternatives are the model's ten likeliest, and a click makes the text go on from there.
+    # The colour of a token is its loss, full from 8 nats on.
     with torch.no_grad():
         logits = model(torch.tensor([[CONFIG.vocab_size - 1, *ids]]))[0][0]
+    losses = -logits[:-1].log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    shades = browser.js("[...$('copy').children].map((span) => Number(span.style.getPropertyValue('--w')))")
+    torch.testing.assert_close(torch.tensor(shades), (losses / 8).clamp(max=1), rtol=0, atol=1e-3)
+
+    # The alternatives are the model's ten likeliest, and a click makes the text go on from there.
     expected = logits[-1].topk(10).indices.tolist()
-    assert browser.js("$('alternatives').innerText").count("%") == 10
+    shown = browser.js("[...$('alternatives').children].map((item) => [...item.querySelectorAll('span')])"
+                       ".map(([token, share]) => [token.textContent, share.textContent])")
+    probs = logits[-1].softmax(-1)[expected].tolist()
+    assert [float(share.strip("< %")) for _, share in shown] == pytest.approx([100 * p for p in probs], abs=0.06)
+    assert [token for token, _ in shown] == browser.js(f"{expected}.map(visible)")
+    last_row = browser.js("$('layers').lastElementChild.children[1].textContent")
+    assert last_row == " | ".join(f"{token} {share}" for token, share in shown[:3])
     browser.click("$('alternatives').children[1].firstElementChild")
     browser.wait(f"ids.length === {len(ids) + 1} && model.ids.length === ids.length + 1")
     assert browser.js("ids") == [*ids, expected[1]]
@@ -575,6 +586,21 @@ def test_no_width_needs_scrolling_to_the_side(browser, page, width):
     browser.open(page, width)
     write(browser, "x" * 300 + "\n" + "字" * 100)
     assert browser.js("document.documentElement.scrollWidth") <= width
+
+
+def test_a_text_longer_than_the_context(browser, page):
+    """Of tokens that the window leaves out nothing is known: they are grey, and the caret chooses the first after."""
+    browser.open(page)
+    write(browser, "a small boat " * 20)
+    left_out = browser.js("ids.length + 1 - model.block_size")
+    assert left_out > 10
+    grey = browser.js("[...$('copy').children].map((span) => span.className.includes('unseen'))")
+    assert grey == [i < left_out - 1 for i in range(len(grey))]  # the first token of the window is not predicted
+    browser.js("$('field').setSelectionRange(0, 0)")
+    browser.js("$('field').dispatchEvent(new Event('keyup'))")
+    assert browser.js("chosen") == left_out
+    assert browser.js("[...$('copy').children].findIndex((span) => span.className.includes('chosen'))") == left_out
+    assert browser.problems() == []
 
 
 def test_the_field_lies_exactly_on_its_coloured_copy(browser, page):
