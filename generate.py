@@ -36,7 +36,7 @@ ROWS = 8  # texts that grow side by side: eight take little longer than one, bec
 # Characters that a terminal obeys instead of showing. An untrained model writes any byte.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
 HINT = "put the tokenizer.json that it was trained with beside it"
-MAX_PAGE_PARAMETERS = 20_000_000  # a page of 53 MB, which needs a good part of a second for each token
+MAX_PAGE_PARAMETERS = 20_000_000  # a page of 53 MB, in which a token takes about a tenth of a second
 
 
 # === 1. Texts that grow. ============================================================================================

@@ -126,10 +126,15 @@ def parse_example(line, where, number):
 class Request:
     """An item in tokens: the context is read once, and each of the four endings continues it."""
 
-    context: list[int]  # at least one token; none if the block is too short for the item, which is then cut
+    context: list[int]  # at least one token, or none if the item is cut
     endings: list[list[int]]
     scored: list[int]  # how many tokens at the end of each ending count
     characters: list[int]  # of each ending, as lm-eval divides by
+
+    @property
+    def cut(self):
+        """Whether the block was too short for all of the item."""
+        return not self.context
 
     @property
     def longest(self):
@@ -216,7 +221,7 @@ def evaluate(
     return dict(
         n=n, correct=correct, correct_norm=correct_norm,
         acc=correct / n if n else math.nan, acc_norm=correct_norm / n if n else math.nan,
-        cut=sum(not r.context for r in requests), items=items,
+        cut=sum(r.cut for r in requests), items=items,
     )  # fmt: skip
 
 

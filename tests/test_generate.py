@@ -530,6 +530,7 @@ def test_gguf_holds_the_weights_and_the_tokenizer(run_folder, say, model, encodi
     assert (fields["gpt2.embedding_length"], fields["gpt2.feed_forward_length"]) == (32, 128)
     assert (fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"]) == spelled(encoding)
     assert fields["tokenizer.ggml.eos_token_id"] == 299
+    assert fields["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
 
 
 def test_gguf_opens_in_transformers_with_the_same_ids_and_logits(run_folder, say, model, encoding):
