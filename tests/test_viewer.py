@@ -491,7 +491,7 @@ def test_a_person_types_clicks_moves_and_generates(browser, page, model):
     shown = browser.js("[...$('alternatives').children].map((item) => [...item.querySelectorAll('span')])"
                        ".map(([token, share]) => [token.textContent, share.textContent])")
     probs = logits[-1].softmax(-1)[expected].tolist()
-    assert [float(share.strip("< %")) for _, share in shown] == pytest.approx([100 * p for p in probs], abs=0.06)
+    assert [float(share.strip("< \xa0%")) for _, share in shown] == pytest.approx([100 * p for p in probs], abs=0.06)
     assert [token for token, _ in shown] == browser.js(f"{expected}.map(visible)")
     last_row = browser.js("$('layers').lastElementChild.children[1].textContent")
     assert last_row == " | ".join(f"{token} {share}" for token, share in shown[:3])
