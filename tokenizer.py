@@ -7,87 +7,105 @@ it everywhere; repeat. Frequent words end up as one token, rare ones as a few pi
 GPT-2's 50,257 tokens are 256 bytes + 50,000 such merges + one special token that marks the start of a document.
 
     python tokenizer.py train --files input.txt --vocab_size 1024 --name tales --demo   # 1 s, writes tales.json
-    python tokenizer.py train --fineweb --samples 100000000 --vocab_size 16384          # needs the network
+    python tokenizer.py train --files "docs/*.jsonl.gz" --pattern unicode               # for Hindi, Thai, Persian ...
+    python tokenizer.py train --version 10Bedu --vocab_size 16384                       # FineWeb-Edu; needs the network
     python tokenizer.py show "Once upon a time" --tokenizer tales.json --steps
     python tokenizer.py eval input.txt --tokenizer tales.json                           # bytes per token
 
-Map:  1 names   2 training   3 an encoding and its words   4 files   5 GPT-2's own   6 text to learn from   7 commands
-Training is plain Python; encoding is tiktoken's, in Rust, so our tokenizers and GPT-2's are the same kind of object.
+Part I  1 names   2 training   3 encoding    Part II  4 files   5 GPT-2's own, a model's   6 documents   7 commands
+Part I is all there is to BPE; Part II is what it takes to use it. Training is plain Python; encoding is tiktoken's, in
+Rust, so our tokenizers and GPT-2's are the same kind of object.
 
 References: Sennrich et al. 2016 (BPE for words), Radford et al. 2019 (GPT-2: bytes, and the split before the merges).
 """
+
 import argparse
 import base64
-import errno
+import contextlib
+import difflib
 import glob
+import gzip
 import hashlib
 import heapq
+import io
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import sys
+import tempfile
 import time
-from collections import Counter, defaultdict, deque
+import zlib
+from array import array
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-# tiktoken and regex are imported where they are used: the worker processes that count words need only one of them.
+# tiktoken, regex, requests, datasets and pyarrow are imported where they are used: no command needs all of them.
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 1. Names
-# ----------------------------------------------------------------------------------------------------------------------
-
-EOT = "<|endoftext|>"   # the special token between documents; always the last id
+# === Part I. 1. Names =================================================================================================
+EOT = "<|endoftext|>"  # the special token between documents; always the last id
+MIN_VOCAB, MAX_VOCAB = 256 + 1, 2**16  # the bytes and EOT without merges; what fits in uint16
 
 # GPT-2 first cuts text into words, and no merge crosses a cut: otherwise "dog." "dog!" "dog?" would all become tokens.
 # From left to right: contractions; letters, digits or other marks, each with the one space before them; white space,
 # of which the last character is left for the word that follows. `++` never gives back what it took, so that no text
-# makes the match slow. ORIGINAL_PATTERN is how OpenAI first wrote it; both cut every text at the same places.
+# makes the match slow.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-ORIGINAL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Many scripts write vowels and tones as combining marks (\p{M}), which are no letters: GPT-2's pattern cuts a word of
+# Hindi or Thai at each mark. This one keeps marks, and the joiners of Hindi and Persian, with the letters before them.
+UNICODE_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?(?=\p{L})[\p{L}\p{M}\p{Join_Control}]++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+# A pattern is a program, and a hostile one can run for years: a tokenizer file may name only these. Add yours here; it
+# must begin a new word where white space follows another character.
+KNOWN_PATTERNS = {"gpt2": SPLIT_PATTERN, "unicode": UNICODE_PATTERN}
 
-# A pattern is a program, and a hostile one can run for years: a tokenizer file may name only these (spelling -> the
-# one we use). Add yours here to experiment.
-KNOWN_PATTERNS = {SPLIT_PATTERN: SPLIT_PATTERN, ORIGINAL_PATTERN: SPLIT_PATTERN}
-
-MIN_VOCAB = 256 + 1     # all bytes and EOT: no merges
-MAX_VOCAB = 2**16       # token files hold uint16
-
-FILE_FORMAT = 1
-MAX_FILE_BYTES = 64 * 2**20     # 65,536 tokens of sane length take 2 MB; more is no tokenizer
-
-FINEWEB = {
-    "path": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT", "split": "train",
-    "revision": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",   # pinned: the data set has changed more than once
+# FineWeb on the Hub: (data set, configuration, revision). The revision is a commit, since both data sets have changed.
+VERSIONS = {
+    "10Bedu": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"),
+    "100Bedu": ("HuggingFaceFW/fineweb-edu", "sample-100BT", "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"),
+    "10B": ("HuggingFaceFW/fineweb", "sample-10BT", "9bb295ddab0e05d785b879661af7260fed5140fc"),
+    "100B": ("HuggingFaceFW/fineweb", "sample-100BT", "9bb295ddab0e05d785b879661af7260fed5140fc"),
 }
 
 
-class DataError(ValueError):
-    """A user's mistake: `str(error)` says what is wrong, `error.hint` what to do about it."""
+class UserError(Exception):
+    """A mistake that the user can mend: main() prints it as `error:` and `hint:` and exits with code 2."""
 
     def __init__(self, message, hint=""):
         super().__init__(message)
         self.hint = hint
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 2. Training: count the words once, then merge, touching only the words that hold the pair
-# ----------------------------------------------------------------------------------------------------------------------
+DataError = UserError  # its name in tests that have not been changed yet
 
-CHUNK_CHARS = 2**20     # text handed to one worker at a time
-PARALLEL_CHUNKS = 4     # with fewer chunks than this (4 MB), starting processes costs more than it saves
+
+def require(condition, message, hint):
+    """Raises UserError unless the condition holds."""
+    if not condition:
+        raise UserError(message, hint)
+
+
+# === 2. Training: count the words once, then merge, touching only the words that hold the pair. =======================
+PIECE_CHARS = 2**20  # characters of a text that are read, or cut into words, at a time
+PARTS_AT_ONCE = 100_000  # different parts that are kept: a bound on the memory where few come twice
+# Where white space follows another character, a word ends, and no pattern looks back: the two sides can be handled
+# apart. Something visible must still come, so that no piece is white space alone; "<" may be the end, half a marker.
+SAFE_CUT = re.compile(r"\S(?=[ \n]\s*+[^\s<])")
+# A coarser cut than those of the patterns, and faster. Their white space is Python's without U+001C to U+001F.
+COARSE = re.compile(r" ?[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+(?![\S\x1c-\x1f])|[^\S\x1c-\x1f]")
 
 
 class Merge(NamedTuple):
     """One step of training, as `on_merge` receives it."""
-    rank: int       # the id of the new token
+
+    rank: int  # the id of the new token
     left: bytes
-    right: bytes    # the new token is left + right
-    count: int      # how often the pair stood in the text ("aaa" holds "aa" twice)
-    tokens: int     # length of the whole text in tokens, after this merge
-    n_bytes: int    # length of the whole text in bytes, so n_bytes / tokens is the compression so far
+    right: bytes  # the new token is left + right
+    count: int  # how often the pair stood in the text ("aaa" holds "aa" twice)
+    tokens: int  # length of the whole text in tokens, after this merge
+    n_bytes: int  # length of the whole text in bytes, so n_bytes / tokens is the compression so far
 
 
 def split_documents(text):
@@ -98,130 +116,71 @@ def split_documents(text):
     return [piece for piece in re.split(re.escape(EOT) + r"(?:\r?\n)?", text) if piece.strip()]
 
 
-def train_bpe(texts, vocab_size, *, pattern=SPLIT_PATTERN, nprocs=None, on_merge=None):
-    """Learn a byte-level BPE vocabulary.
+def pieces(text):
+    """A long text -> pieces of about a million characters, which hold the same words and give the same tokens."""
+    start = 0
+    while cut := SAFE_CUT.search(text, start + PIECE_CHARS):
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]
+
+
+def train_bpe(texts, vocab_size, *, pattern=SPLIT_PATTERN, on_merge=None):
+    """Learns a byte-level BPE vocabulary.
 
     texts       iterable of str, or one str; read once, so a stream will do; `<|endoftext|>` separates documents
     vocab_size  ids in all, 257 to 65,536: 256 bytes + merges + 1 for `<|endoftext|>`
     pattern     regular expression that cuts text into words
-    nprocs      processes that count words; None takes the cores there are if the text is longer than 4 MB
     on_merge    called with a `Merge` after each merge
 
     Returns dict bytes -> rank with vocab_size - 1 entries: the bytes 0 to 255 by value, then the merges in the order
-    they were learned. Equal counts: the pair whose left part has the smaller rank wins, then the smaller right rank.
-    So the result depends on how often each word stands in the text, and on nothing else: not on the order of the
-    texts, the number of processes or Python's hash seed.
-
-    Raises DataError if vocab_size is out of range, if there is no text, or if the text runs out of pairs first.
+    they were learned. Of equal counts the pair whose left part has the smaller rank wins, then the smaller right rank,
+    so that the result depends on how often each word stands in the text and on nothing else. Raises UserError if
+    vocab_size is out of range, if there is no text, or if the text runs out of pairs first.
     """
-    if not isinstance(vocab_size, int) or not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
-        raise DataError(f"the vocabulary size must be between {MIN_VOCAB} and {MAX_VOCAB:,}, not {vocab_size}",
-                        "256 bytes and <|endoftext|> are always in it; ids must fit in 16 bits")
-    if isinstance(texts, str):
-        texts = [texts]
-    word_counts = count_words(texts, pattern, nprocs)
-    if not word_counts:
-        raise DataError("there is no text to train on", "give text that is more than white space and markers")
-    tokens = [bytes([value]) for value in range(256)]
-    tokens += learn_merges(word_counts, vocab_size - MIN_VOCAB, on_merge)
+    fits = isinstance(vocab_size, int) and MIN_VOCAB <= vocab_size <= MAX_VOCAB
+    what = f"the vocabulary size must be between {MIN_VOCAB} and {MAX_VOCAB:,}, not {vocab_size}"
+    require(fits, what, f"256 bytes and {EOT} are always in it; ids must fit in 16 bits")
+    word_counts = count_words([texts] if isinstance(texts, str) else texts, pattern)
+    require(word_counts, "there is no text to train on", "give text that is more than white space and markers")
+    tokens = [bytes([value]) for value in range(256)] + learn_merges(word_counts, vocab_size - MIN_VOCAB, on_merge)
     return {token: rank for rank, token in enumerate(tokens)}
 
 
-def count_words(texts, pattern=SPLIT_PATTERN, nprocs=None):
-    """Iterable of str -> Counter {word: how often}. See `train_bpe` for the arguments."""
-    chunks = _chunks(texts, pattern)
-    head = list(itertools.islice(chunks, PARALLEL_CHUNKS))
-    chunks = itertools.chain(head, chunks)
-    nprocs = min(_cores(), 8) if nprocs is None else nprocs
-    if nprocs > 1 and len(head) == PARALLEL_CHUNKS:
-        return _count_in_processes(chunks, pattern, nprocs)
-    counts = Counter()
-    for chunk in chunks:
-        counts.update(_count_chunk(chunk, pattern))
-    return counts
+def count_words(texts, pattern=SPLIT_PATTERN):
+    """Iterable of str -> Counter {word: how often}.
 
-
-def _cores():
-    """Cores that this process may use (a container or `taskset` may allow fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _chunks(texts, pattern):
-    """Documents -> lists of documents of about CHUNK_CHARS characters, so that work comes in even portions."""
-    chunk, size = [], 0
-    for text in texts:
-        for document in split_documents(text):
-            for part in _cut(document, pattern):
-                chunk.append(part)
-                size += len(part)
-                if size >= CHUNK_CHARS:
-                    yield chunk
-                    chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _cut(document, pattern):
-    """A very long document in parts, cut only where a word ends anyway: GPT-2's pattern never joins a visible
-    character to the white space after it, nor looks back. Of other patterns we do not know that, so no cut."""
-    start = 0
-    if pattern in KNOWN_PATTERNS:
-        word_end = re.compile(r"\S(?=[ \n])")
-        while match := word_end.search(document, start + CHUNK_CHARS):
-            yield document[start:match.end()]
-            start = match.end()
-    yield document[start:]
-
-
-def _count_chunk(chunk, pattern):
-    """List of str -> Counter of its words. Runs in a worker process."""
+    The pattern takes longer than counting does, and a text says most things many times. So the text is cut coarsely
+    and counted first, and the pattern then cuts each different part once.
+    """
     import regex  # unlike the standard library's re it knows \p{L}
-    try:
-        words = regex.compile(pattern)
-    except regex.error as error:
-        raise DataError(f"the split pattern is not a regular expression: {error}") from error
-    counts = Counter()
-    for document in chunk:
-        counts.update(words.findall(_well_formed(document)))
-    counts.pop("", None)    # a pattern that can match nothing does
-    return counts
+
+    find, known = regex.compile(pattern).findall, pattern in KNOWN_PATTERNS.values()
+    words, parts = Counter(), Counter()
+
+    def cut_parts():
+        for part, count in parts.items():
+            for word in find(part):
+                words[word] += count
+        parts.clear()
+
+    for document in itertools.chain.from_iterable(map(split_documents, texts)):
+        for piece in pieces(_well_formed(document)) if known else [_well_formed(document)]:
+            parts.update(COARSE.findall(piece) if known else [piece])
+            if len(parts) > PARTS_AT_ONCE:
+                cut_parts()
+    cut_parts()
+    words.pop("", None)  # a pattern that can match nothing does
+    return words
 
 
 def _well_formed(text):
-    """Lone halves of surrogate pairs cannot be written as UTF-8: replace them, as tiktoken does."""
+    """Lone halves of surrogate pairs cannot be written as UTF-8: replaces them, as tiktoken does."""
     try:
         text.encode("utf-8")
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _count_in_processes(chunks, pattern, nprocs):
-    """`_count_chunk` over all chunks in `nprocs` processes, few at a time, so that a long stream needs no memory.
-
-    Processes are spawned, not forked: the only way on Windows, and the safe one where threads run (PyTorch's).
-    """
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    counts = Counter()
-    waiting = deque()   # (chunk, future), oldest first
-    try:
-        with ProcessPoolExecutor(nprocs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for chunk in chunks:
-                waiting.append((chunk, None))   # before submit, which may raise: no chunk is ever forgotten
-                waiting[-1] = (chunk, pool.submit(_count_chunk, chunk, pattern))
-                if len(waiting) > 2 * nprocs:
-                    counts.update(waiting[0][1].result())
-                    waiting.popleft()
-            while waiting:
-                counts.update(waiting[0][1].result())
-                waiting.popleft()
-    except BrokenProcessPool:
-        # Spawned processes read the main script again, which fails if it has no `if __name__ == "__main__"` or comes
-        # from standard input. Slower is better than an error here.
-        for chunk in itertools.chain([chunk for chunk, _ in waiting], chunks):
-            counts.update(_count_chunk(chunk, pattern))
-    return counts
 
 
 def learn_merges(word_counts, n_merges, on_merge=None):
@@ -231,15 +190,15 @@ def learn_merges(word_counts, n_merges, on_merge=None):
     its new token, from left to right, without overlap" is `str.replace`, which runs in C, and a pair is a str of
     length two. After a merge only the counts right beside the new token change.
 
-    Raises DataError when fewer merges are possible.
+    Raises UserError when fewer merges are possible.
     """
-    words = [word.encode("utf-8").decode("latin-1") for word in word_counts]   # latin-1: byte b <-> character b
+    words = [word.encode("utf-8").decode("latin-1") for word in word_counts]  # latin-1: byte b <-> character b
     counts = list(word_counts.values())
-    tokens = [bytes([value]) for value in range(256)]       # rank -> bytes
+    tokens = [bytes([value]) for value in range(256)]  # rank -> bytes
     n_bytes = n_tokens = sum(len(word) * count for word, count in zip(words, counts, strict=True))  # of the whole text
 
-    pair_counts = defaultdict(int)      # pair -> how often in the text
-    holders = defaultdict(list)         # pair -> indices of the words that held it when it was last added to
+    pair_counts = defaultdict(int)  # pair -> how often in the text
+    holders = defaultdict(list)  # pair -> indices of the words that held it when it was last added to
     for index, word in enumerate(words):
         for pair in map("".join, itertools.pairwise(word)):
             _add_pair(pair, counts[index], index, pair_counts, holders)
@@ -252,12 +211,13 @@ def learn_merges(word_counts, n_merges, on_merge=None):
     for rank in range(256, 256 + n_merges):
         pair = _most_frequent(heap, pair_counts)
         if pair is None:
-            raise DataError(f"the text has no more pairs to merge: {rank + 1:,} is the largest vocabulary it supports, "
-                            f"not {256 + n_merges + 1:,}", f"use --vocab_size {rank + 1} or less, or more text")
+            what = f"{rank + 1:,} is the largest vocabulary it supports, not {256 + n_merges + 1:,}"
+            hint = f"use --vocab_size {rank + 1} or less, or more text"
+            raise UserError(f"the text has no more pairs to merge: {what}", hint)
         left, right, new = pair[0], pair[1], chr(rank)
         merge_count = pair_counts[pair]
         tokens.append(tokens[ord(left)] + tokens[ord(right)])
-        born = set()    # pairs that this merge brings into being
+        born = set()  # pairs that this merge brings into being
         for index in holders.pop(pair):
             word, count = words[index], counts[index]
             words[index] = merged = word.replace(pair, new)
@@ -269,8 +229,8 @@ def learn_merges(word_counts, n_merges, on_merge=None):
                     # the pair that was here; if the neighbour is a new token too, what stood here was its right half
                     pair_counts[(right if before == new else before) + left] -= count
                     born.add(_add_pair(before + new, count, index, pair_counts, holders))
-                after = merged[at + 1:at + 2]
-                if after and after != new:      # a new token after this one sees to the pair between them
+                after = merged[at + 1 : at + 2]
+                if after and after != new:  # a new token after this one sees to the pair between them
                     pair_counts[right + after] -= count
                     born.add(_add_pair(new + after, count, index, pair_counts, holders))
                 at = merged.find(new, at + 1)
@@ -284,7 +244,7 @@ def learn_merges(word_counts, n_merges, on_merge=None):
 
 def _add_pair(pair, count, index, pair_counts, holders):
     pair_counts[pair] += count
-    if not holders[pair] or holders[pair][-1] != index:     # a word is noted once, however often it holds the pair
+    if not holders[pair] or holders[pair][-1] != index:  # a word is noted once, however often it holds the pair
         holders[pair].append(index)
     return pair
 
@@ -301,41 +261,65 @@ def _most_frequent(heap, pair_counts):
     return None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 3. An encoding and its words
-# ----------------------------------------------------------------------------------------------------------------------
-
+# === 3. Encoding ======================================================================================================
 class WordSteps(NamedTuple):
     """How one word is encoded."""
+
     word: str
-    stages: list    # of lists of bytes: single bytes first, one merge more in each, the tokens last
-    ids: list       # of int: the ids of stages[-1]
+    stages: list  # of lists of bytes: single bytes first, one merge more in each, the tokens last
+    ids: list  # of int: the ids of stages[-1]
 
 
 def make_encoding(ranks, name, pattern=SPLIT_PATTERN):
     """Ranks (dict bytes -> int, as `train_bpe` returns) -> tiktoken.Encoding, with `<|endoftext|>` as the last id.
 
-    `encode_ordinary(text)` treats a `<|endoftext|>` in the text as ordinary text and never produces its id;
-    `decode_bytes(encode_ordinary(text)) == text.encode()` for all text, since all 256 bytes are there.
-    Raises DataError for ranks that are not 0, 1, 2 ... each once, or lack a byte, and for a broken pattern.
+    Raises UserError for ranks that are not 0, 1, 2 ... each once, that lack a byte, or that are too many.
     """
     import tiktoken
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise DataError(f"the ranks of tokenizer {name!r} are not 0, 1, 2 ... each once")
-    if missing := [value for value in range(256) if bytes([value]) not in ranks]:
-        raise DataError(f"tokenizer {name!r} lacks {len(missing)} of the 256 bytes, the first is {missing[0]}")
-    if not MIN_VOCAB <= len(ranks) + 1 <= MAX_VOCAB:
-        raise DataError(f"tokenizer {name!r} has {len(ranks) + 1:,} tokens; at most {MAX_VOCAB:,} fit in 16 bits")
-    try:
-        return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=dict(ranks),
-                                 special_tokens={EOT: len(ranks)}, explicit_n_vocab=len(ranks) + 1)
-    except ValueError as error:
-        raise DataError(f"the split pattern of tokenizer {name!r} is not valid: {error}") from error
+
+    eot, hint = len(ranks), "python tokenizer.py train makes a whole one"
+    missing = [value for value in range(256) if bytes([value]) not in ranks]
+    require(sorted(ranks.values()) == list(range(eot)), f"the ranks of tokenizer {name!r} are not 0, 1, 2 ...", hint)
+    require(not missing, f"tokenizer {name!r} lacks {len(missing)} of the 256 bytes, such as {missing[:3]}", hint)
+    require(eot < MAX_VOCAB, f"tokenizer {name!r} has {eot + 1:,} tokens; {MAX_VOCAB:,} fit in 16 bits", hint)
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens={EOT: eot})
 
 
 def eot_id(enc):
     """The id of `<|endoftext|>`: the last one."""
     return enc.n_vocab - 1
+
+
+def has_gpt2_pattern(enc):
+    """Whether `enc` cuts words as GPT-2 does. transformers' GPT2Tokenizer can express no other pattern."""
+    return enc._pat_str == SPLIT_PATTERN
+
+
+# tiktoken overflows its stack when it looks for the end of a million characters of white space.
+LONG_TEXT = 400_000
+LONG_SPACE = re.compile(rf"[^\S\x1c-\x1f]{{{LONG_TEXT},}}")
+
+
+def encode(enc, text):
+    """Text -> list of ids, for any text of any length: the one function that encodes text in this project.
+
+    A `<|endoftext|>` in the text is ordinary text. `enc.decode_bytes` gives the bytes of the text back.
+    """
+    cuts = [0, len(text)]
+    if len(text) > LONG_TEXT and enc._pat_str in KNOWN_PATTERNS.values():
+        # All but the last character of white space before a word is a word by itself: there the text can be cut.
+        cuts[1:1] = [run.end() - 1 for run in LONG_SPACE.finditer(text) if run.end() < len(text)]
+    parts = [enc.encode_ordinary(text[start:end]) for start, end in itertools.pairwise(cuts)]
+    return parts[0] if len(parts) == 1 else list(itertools.chain.from_iterable(parts))
+
+
+def encode_documents(enc, documents):
+    """Documents -> array of ids (uint16), each document after `<|endoftext|>`."""
+    ids = array("H")
+    for document in documents:
+        ids.append(eot_id(enc))
+        ids.extend(encode(enc, document))
+    return ids
 
 
 def merge_pair(tokens, left, right):
@@ -353,11 +337,11 @@ def encode_with_steps(enc, text):
     """The encoder in plain Python, with its work shown: text -> list of `WordSteps`.
 
     Each word starts as single bytes; the neighbours whose merge was learned first are merged, again and again, until
-    no two neighbours make a token. The ids of all words in a row equal `enc.encode_ordinary(text)`.
+    no two neighbours make a token. The ids of all words in a row equal `encode(enc, text)`.
     """
     import regex
-    ranks = enc._mergeable_ranks
-    steps = []
+
+    ranks, steps = enc._mergeable_ranks, []
     for word in regex.findall(enc._pat_str, _well_formed(text)):
         tokens = [bytes([value]) for value in word.encode("utf-8")]
         stages = [tokens]
@@ -369,255 +353,328 @@ def encode_with_steps(enc, text):
     return steps
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 4. Files: JSON with the pattern, the tokens in base64 in the order of their ids, and the special token
-# ----------------------------------------------------------------------------------------------------------------------
+# === Part II. 4. Files: JSON with the pattern, the tokens in base64 in the order of their ids, the special token. =====
+FILE_FORMAT = 1
+MAX_FILE_BYTES = 64 * 2**20  # 65,536 tokens of sane length take 2 MB; more is no tokenizer
+
 
 def fingerprint(enc):
     """sha256 (hex) of all that decides how text is encoded: pattern, ranks, special token. The name does not count."""
-    content = {"pattern": KNOWN_PATTERNS.get(enc._pat_str, enc._pat_str), "tokens": _base64_tokens(enc),
-               "special": enc._special_tokens}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
+    return hashlib.sha256(json.dumps(_content(enc), sort_keys=True).encode("ascii")).hexdigest()
 
 
-def _base64_tokens(enc):
-    """The tokens without the special one, in the order of their ranks."""
-    by_rank = sorted(enc._mergeable_ranks, key=enc._mergeable_ranks.get)
-    return [base64.b64encode(token).decode("ascii") for token in by_rank]
+def _content(enc):
+    tokens = [base64.b64encode(t).decode("ascii") for t in sorted(enc._mergeable_ranks, key=enc._mergeable_ranks.get)]
+    return {"pattern": enc._pat_str, "special": enc._special_tokens, "tokens": tokens}
 
 
 def to_json(enc):
-    """An encoding -> the content (bytes) of its file.
-
-    Raises DataError if `enc` is no tokenizer that `load_tokenizer` would take: `<|endoftext|>` as the last and only
-    special token, and a pattern it knows.
-    """
-    content = {"format": FILE_FORMAT, "name": enc.name, "sha256": fingerprint(enc),
-               "pattern": KNOWN_PATTERNS.get(enc._pat_str, enc._pat_str), "special": enc._special_tokens,
-               "tokens": _base64_tokens(enc)}
-    if problem := _problem(content):
-        raise DataError(f"tokenizer {enc.name!r} could not be loaded again: {problem}", "change that, and save again")
+    """An encoding -> the content (bytes) of its file. Raises UserError if `load_tokenizer` would not take it."""
+    content = {"format": FILE_FORMAT, "name": enc.name, "sha256": fingerprint(enc)} | _content(enc)
+    _check(content)
     return json.dumps(content, indent=0).encode("ascii") + b"\n"
 
 
-def save_tokenizer(enc, path):
-    """Write `enc` to `path` (or `path`/tokenizer.json if that is a directory) and return the path.
+def _check(content):
+    """Raises UserError for what is wrong with the content of a tokenizer file, but for the tokens themselves."""
+    hint = "python tokenizer.py train makes a whole one"
+    keys = {"format", "name", "sha256", "pattern", "special", "tokens"}
+    require(isinstance(content, dict), f"it is a {type(content).__name__}, not an object", hint)
+    require(keys <= content.keys(), f"it has no {', '.join(sorted(keys - content.keys()))}", hint)
+    version, name, tokens = content["format"], content["name"], content["tokens"]
+    require(version == FILE_FORMAT, f"it has format {version!r:.20}, and this program reads {FILE_FORMAT}", hint)
+    require(isinstance(name, str) and name.isprintable(), "the tokenizer's name is not plain text", hint)
+    require(content["pattern"] in KNOWN_PATTERNS.values(), "its split pattern is not one of KNOWN_PATTERNS", hint)
+    require(isinstance(tokens, list), "its tokens are not a list", hint)
+    require(content["special"] == {EOT: len(tokens)}, f"{EOT} is not its last and only special token", hint)
 
-    The file appears whole or not at all. Raises DataError if it cannot be written, or as `to_json` does.
+
+def save_tokenizer(enc, path):
+    """Writes `enc` to `path` (or `path`/tokenizer.json if that is a directory), whole or not at all; returns the path.
+
+    Raises UserError if it cannot be written, or as `to_json` does.
     """
-    path = Path(path)
-    path = path / "tokenizer.json" if os.path.isdir(path) else path
-    _write_whole(path, to_json(enc))
+    path, content = _file_of(path), to_json(enc)
+    write_whole(path, lambda file: file.write(content))
     return path
 
 
-def _write_whole(path, data):
-    """Write to a temporary name beside `path`, then rename: a reader sees the old file or the new one, never a part."""
+def _file_of(path):
+    return Path(path) / "tokenizer.json" if os.path.isdir(path) else Path(path)
+
+
+def write_whole(path, write, hint="choose a folder you may write to, with space left on its disk"):
+    """Calls write(file), then renames: a reader sees the old file or the new one, never half of one.
+
+    Raises UserError, with the old file untouched, if that fails or the path is a device or another thing but a file.
+    """
+    path = Path(os.path.realpath(path))  # a link goes on pointing to the file
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    require(path.is_file() or not path.exists(), f"cannot write {path}: it is no ordinary file", "give another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # the content is on the disk before the name points to it
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}", hint) from e
+    finally:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}",
-                        "choose a folder you may write to, with space left on its disk") from error
 
 
 def load_tokenizer(name_or_path):
     """"gpt2", or the path of a file that `save_tokenizer` wrote, or of a directory with a tokenizer.json in it.
 
     Returns a tiktoken.Encoding (n_vocab 50,257 for gpt2). A file is data and nothing in it is run.
-    Raises DataError if there is no such file, or it is damaged, or not a tokenizer.
+    Raises UserError if there is no such file, or it is damaged, or not a tokenizer.
     """
     if name_or_path == "gpt2":
         return _load_gpt2()
-    path = Path(name_or_path)
-    path = path / "tokenizer.json" if os.path.isdir(path) else path
-    content = _read_json(path)
+    path = _file_of(name_or_path)
+    hint = "give gpt2, a file written by `python tokenizer.py train`, or a run's folder such as log/tales"
+    hint = f"did you mean {path}.json?" if os.path.isfile(f"{path}.json") else hint
+    require(os.path.isfile(path), f"there is no tokenizer at {path}", hint)
+    hint = "if it was damaged or edited, copy it again, or train it again with `python tokenizer.py train`"
     try:
-        if problem := _problem(content):
-            raise DataError(problem)
+        require(os.path.getsize(path) <= MAX_FILE_BYTES, f"it is larger than {MAX_FILE_BYTES // 2**20} MB", hint)
+        _check(content := json.loads(path.read_bytes()))
         ranks = {base64.b64decode(token, validate=True): rank for rank, token in enumerate(content["tokens"])}
-        if len(ranks) != len(content["tokens"]) or b"" in ranks:
-            raise DataError("a token is empty or listed twice")
-        enc = make_encoding(ranks, content["name"], KNOWN_PATTERNS[content["pattern"]])
-        if content["sha256"] != fingerprint(enc):
-            raise DataError("its content does not match its sha256")
-    except (TypeError, ValueError) as error:      # DataError is a ValueError, and so is bad base64
-        raise DataError(f"{path} is not a whole tokenizer file: {error}",
-                        "it was damaged or edited; copy it again, or train it again with `python tokenizer.py train`"
-                        ) from error
+        require(len(ranks) == len(content["tokens"]) and b"" not in ranks, "a token is empty or listed twice", hint)
+        enc = make_encoding(ranks, content["name"], content["pattern"])
+        require(content["sha256"] == fingerprint(enc), "its content does not match its sha256", hint)
+    except (UserError, OSError, RecursionError, TypeError, ValueError) as e:  # also JSON and base64 made to do harm
+        raise UserError(f"{path} is not a whole tokenizer file: {e}", hint) from e
     return enc
 
 
-def _problem(content):
-    """What is wrong with a tokenizer file, in words, or None; all but the tokens themselves."""
-    if missing := {"format", "name", "sha256", "pattern", "special", "tokens"} - content.keys():
-        return f"it has no {sorted(missing)[0]}"
-    if content["format"] != FILE_FORMAT:
-        return f"it has format {content['format']!r:.20}, and this program reads {FILE_FORMAT}"
-    if not isinstance(content["name"], str) or not content["name"].isprintable():
-        return "its name is not plain text"
-    if content["pattern"] not in KNOWN_PATTERNS:
-        return "its split pattern is not one of KNOWN_PATTERNS in tokenizer.py"
-    if not isinstance(content["tokens"], list):
-        return "its tokens are not a list"
-    if content["special"] != {EOT: len(content["tokens"])}:
-        return f"{EOT} is not its last and only special token"
-    return None
-
-
-def _read_json(path):
-    """A small JSON file -> dict, or DataError."""
-    hint = "give gpt2, a file written by `python tokenizer.py train`, or a run's folder such as log/tales"
-    if not os.path.isfile(path):    # unlike Path.is_file, it answers False for a path it may not look at
-        beside = path.with_name(path.name + ".json")
-        raise DataError(f"there is no tokenizer at {path}",
-                        f"did you mean {beside}?" if os.path.isfile(beside) else hint)
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES / 2**20:.0f} MB")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", hint) from error
-    except (RecursionError, ValueError) as error:   # not JSON, not UTF-8, or written to trouble the parser
-        raise DataError(f"{path} is not a tokenizer: not JSON ({error})", hint) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not a tokenizer: a JSON {type(content).__name__}, not an object", hint)
-    return content
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 5. GPT-2's own, through tiktoken
-# ----------------------------------------------------------------------------------------------------------------------
-
-GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-GPT2_FILES = {  # the name in tiktoken's cache, which is the sha1 of the address -> (file, sha256 of its content)
-    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee":
-        ("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6":
-        ("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+# === 5. GPT-2's own, and a model's. ===================================================================================
+GPT2_FILES = {  # the name in tiktoken's cache, which is the sha1 of the address -> sha256 of the content
+    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-TIMEOUT_S = 10      # of silence, before a connection counts as lost
-
-
-def _load_gpt2():
-    """tiktoken's "gpt2", after seeing to it that its two files are in the cache.
-
-    tiktoken would fetch them itself, but without any time limit: behind a firewall it would hang.
-    """
-    import requests  # tiktoken needs it too
-    import tiktoken
-    cache = _tiktoken_cache()
-    for cache_name in _gpt2_missing():
-        file, sha256 = GPT2_FILES[cache_name]
-        try:
-            response = requests.get(GPT2_URL + file, timeout=TIMEOUT_S)
-            response.raise_for_status()
-        except requests.RequestException as error:
-            raise DataError(f"GPT-2's tokenizer is not on this machine, and {file} could not be fetched from "
-                            f"{GPT2_URL} ({type(error).__name__})", _offline_hint(cache)) from error
-        if hashlib.sha256(response.content).hexdigest() != sha256:
-            raise DataError(f"what came from {GPT2_URL + file} is not GPT-2's {file} (a proxy's page, perhaps)",
-                            _offline_hint(cache))
-        _write_whole(cache / cache_name, response.content)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception as error:      # whatever tiktoken raises, the user needs to know how to go on
-        raise DataError(f"tiktoken could not load gpt2: {error}", _offline_hint(cache)) from error
+TIMEOUT_S = 10  # of silence, before a connection counts as lost
 
 
 def _tiktoken_cache():
-    """The folder where tiktoken looks for its files."""
-    import tempfile
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    if folder == "":
-        raise DataError("TIKTOKEN_CACHE_DIR is set to nothing, which makes tiktoken download at every start",
-                        "unset it, or set it to a folder")
-    return Path(folder) if folder else Path(tempfile.gettempdir()) / "data-gym-cache"
+    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    return Path(os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default)))
 
 
 def _gpt2_missing():
-    """Cache names of GPT-2's files that are not in the cache, or damaged there."""
-    paths = {cache_name: _tiktoken_cache() / cache_name for cache_name in GPT2_FILES}
-    return [cache_name for cache_name, path in paths.items()
-            if not os.path.isfile(path) or hashlib.sha256(path.read_bytes()).hexdigest() != GPT2_FILES[cache_name][1]]
+    """Names of GPT-2's files that are not in tiktoken's cache, or damaged there."""
+    files = {name: _tiktoken_cache() / name for name in GPT2_FILES}
+    content = {name: file.read_bytes() if os.path.isfile(file) else b"" for name, file in files.items()}
+    return [name for name in GPT2_FILES if hashlib.sha256(content[name]).hexdigest() != GPT2_FILES[name]]
 
 
-def _offline_hint(cache):
-    return (f"to work offline, copy the two files {' and '.join(GPT2_FILES)} from a machine where "
-            f"`python tokenizer.py show hello --tokenizer gpt2` has worked (there they are in the folder that "
-            f"TIKTOKEN_CACHE_DIR names, or else in data-gym-cache in the temporary folder) to {cache}, or anywhere, "
-            f"with TIKTOKEN_CACHE_DIR set to that folder; a tokenizer of your own needs no download: "
-            f"`python tokenizer.py train --files input.txt`")
+def _load_gpt2():
+    """tiktoken's "gpt2". tiktoken checks its two files, and fetches what is missing."""
+    import requests  # tiktoken needs it too
+    import tiktoken.load
+
+    def read_file(url):
+        response = requests.get(url, timeout=TIMEOUT_S)
+        response.raise_for_status()
+        return response.content
+
+    tiktoken.load.read_file = read_file  # its own has no time limit: behind a firewall it would hang
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as e:  # whatever tiktoken raises, the user needs to know how to go on
+        hint = (
+            f"to work offline, copy the two files {' and '.join(GPT2_FILES)} to {_tiktoken_cache()} (or to a folder "
+            "that TIKTOKEN_CACHE_DIR names) from a machine where `python tokenizer.py show hello --tokenizer gpt2` "
+            "has worked; a tokenizer of your own needs no network: `python tokenizer.py train`"
+        )
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
+        raise UserError(f"GPT-2's tokenizer is not on this machine, and cannot be fetched ({reason})", hint) from e
 
 
-def find_tokenizer(model_path):
+def find_tokenizer(model_path, vocab_size=None):
     """The tokenizer that belongs to a model: in its folder, or beside its file, bpe.json (of an export) or
-    tokenizer.json (of a run; transformers has another format of that name, which is passed over); else GPT-2's."""
-    path = Path(model_path)
-    for place in (path, path.parent):
-        for file in (place / "bpe.json", place / "tokenizer.json"):
-            theirs = file.name == "tokenizer.json" and (place / "config.json").exists()    # transformers' own format
-            if path.exists() and file.is_file() and not theirs:
-                return load_tokenizer(file)
-    return load_tokenizer("gpt2")
+    tokenizer.json (of a run; transformers has another format of that name, which is passed over); else GPT-2's.
+
+    Raises UserError if vocab_size, the model's, is given and is not the tokenizer's; GPT-2's is not fetched for that.
+    """
+    path, name, size = Path(model_path), "gpt2", 50_257
+    for file in [place / file for place in (path, path.parent) for file in ("bpe.json", "tokenizer.json")]:
+        theirs = file.name == "tokenizer.json" and (file.parent / "config.json").exists()  # transformers' own format
+        if path.exists() and file.is_file() and not theirs:
+            name, size = file, load_tokenizer(file).n_vocab
+            break
+    other = f"{model_path} has {vocab_size} tokens, but the tokenizer {name} has {size}"
+    require(vocab_size in (None, size), other, "put the tokenizer.json that it was trained with beside it")
+    return load_tokenizer(name)
 
 
 def for_shards(folder, asked, sha256, vocab_size=None):
-    """The tokenizer of a folder of shards, or None where none is at hand: to train on them, none is needed.
+    """The tokenizer that made the shards in a folder, or None where it is not at hand: training on them needs none.
 
     asked       a name or path, or "auto": the folder's own, or else GPT-2's if it is in the cache (it is not fetched)
-    sha256      fingerprint of the tokenizer that made the shards, or None if that is not known
-    vocab_size  its size, or None if that is not known
+    sha256      fingerprint of the tokenizer that made the shards; vocab_size: its size; None where that is not known
 
-    Raises DataError if the one asked for cannot be loaded, or is not the one that made them.
+    Raises UserError if the one asked for cannot be loaded, or is not the one that made them.
     """
-    if asked != "auto":
-        enc = load_tokenizer(asked)
-        if sha256 not in (None, fingerprint(enc)):
-            raise DataError(f"the shards in {folder} were made with another tokenizer than {enc.name}",
-                            "leave out --tokenizer, or make the shards again with it: python fineweb.py --tokenizer")
-        return enc
-    if (Path(folder) / "tokenizer.json").exists():
-        enc = load_tokenizer(folder)
-        if sha256 not in (None, fingerprint(enc)):
-            raise DataError(f"the shards in {folder} were not made with the tokenizer.json beside them",
-                            "restore the file that was there, or make the shards again: python fineweb.py")
-        return enc
-    enc = None if _gpt2_missing() else load_tokenizer("gpt2")
-    return enc if enc and sha256 in (None, fingerprint(enc)) and vocab_size in (None, enc.n_vocab) else None
+    own = Path(folder) / "tokenizer.json"
+    if asked == "auto" and not own.exists():
+        enc = None if _gpt2_missing() else load_tokenizer("gpt2")
+        return enc if enc and sha256 in (None, fingerprint(enc)) and vocab_size in (None, enc.n_vocab) else None
+    enc = load_tokenizer(file := own if asked == "auto" else asked)
+    other = f"the shards in {folder} were made with another tokenizer than {file}"
+    hint = "restore the one that made them, or make them again: python fineweb.py --tokenizer"
+    require(sha256 in (None, fingerprint(enc)), other, hint)
+    return enc
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 6. Text to learn from
-# ----------------------------------------------------------------------------------------------------------------------
+# === 6. Documents: of files, of the Hub, and of the one text that the trainer takes. ==================================
+class Piece(NamedTuple):
+    """A document, or a piece of a long one, or one that cannot be used (then the text is empty)."""
+
+    text: str
+    starts: bool = True  # False for a piece that continues a document
+    problem: str | None = None
+
+
+def expand(patterns):
+    """Names and patterns of files (on Windows the shell leaves patterns) -> sorted paths. UserError if one has none."""
+    paths = set()
+    for pattern in map(os.path.expanduser, patterns):
+        literal = os.path.isfile(pattern)  # "notes [1].txt" is a name first and a pattern second
+        found = [pattern] if literal else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+        require(found, f"no file matches {pattern!r}", "give names, or a pattern in quotes such as 'docs/*.jsonl'")
+        paths.update(found)
+    return sorted(paths)
+
+
+def read_documents(path, text_column="text"):
+    """The one reader of documents: a file -> its `Piece`s, in order and in bounded memory.
+
+    Names that end in .jsonl, .ndjson or .json have an object with a document on each line, all others are UTF-8 text
+    with `<|endoftext|>` between documents; .gz or .zst may follow. A document that cannot be used is a Piece with a
+    problem. Raises UserError if the file cannot be read, or if none of its documents can be used.
+    """
+    name = str(path).removesuffix(".gz").removesuffix(".zst")
+    read = _json_parts if name.endswith((".jsonl", ".ndjson", ".json")) else _text_parts
+    try:
+        with _open_unpacked(path) as file:
+            yield from _checked(read(file, text_column), path)
+    except (OSError, EOFError, ValueError, zlib.error) as e:  # the last three: a file that is cut short or damaged
+        reason = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
+        raise UserError(f"cannot read {path}: {reason}", "is it there, complete, and what its name says?") from e
+
+
+def hub_documents(dataset, config=None, revision=None, split="train", text_column="text"):
+    """A data set of the Hugging Face Hub, or a folder laid out like one -> its documents, a stream of `Piece`s.
+
+    Raises UserError if it cannot be reached, or if none of its documents can be used.
+    """
+    import datasets
+    import requests
+
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs each error that it also raises
+    try:
+        if not os.path.isdir(dataset):  # any answer will do: without a network `datasets` would try for half a minute
+            requests.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=TIMEOUT_S)
+        rows = datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=True)
+        yield from _checked((_row_part(row, text_column) for row in rows), dataset)
+    except UserError:
+        raise
+    except Exception as e:  # `datasets` raises many kinds; a fault halfway must not pass for a short stream
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        hint = "check the names and the connection to huggingface.co; --files takes text of your own"
+        raise UserError(f"cannot stream {dataset} ({reason})", hint) from e
+
+
+def _checked(parts, source):
+    """Passes the parts on. Raises UserError if none of them can be used, or none of the first hundred."""
+    good, problems = False, Counter()
+    for part in parts:
+        problems.update([part.problem] if part.problem else [])
+        good = good or not part.problem
+        if problems.total() == 100 and not good:
+            break
+        yield part
+    hint = "give UTF-8 text, or .jsonl with its --text_column; --dataset FOLDER reads parquet"
+    require(good or not problems, f"{source} has no text that can be used: {', '.join(problems)[:200]}", hint)
+
+
+def _open_unpacked(path):
+    if str(path).endswith(".zst"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return (gzip.open if str(path).endswith(".gz") else open)(path, "rb")
+
+
+def _text_parts(file, _):
+    """The documents of `split_documents`, read about a million characters at a time."""
+    file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
+    rest, starts = "\n", True  # as if a marker with its line break stood before the text, and a marker at its end
+    for chunk in itertools.chain(iter(lambda: file.read(PIECE_CHARS), ""), [EOT]):
+        *ended, rest = (rest + chunk).split(EOT)
+        *begun, rest = pieces(rest)
+        for document in [*map(pieces, ended), begun]:
+            for piece in document:
+                piece = piece.removeprefix("\n") if starts else piece
+                if piece.strip():
+                    wrong = "zero bytes" if "\0" in piece else "invalid UTF-8" if _well_formed(piece) != piece else None
+                    yield Piece("" if wrong else piece, starts, wrong)
+                    starts = starts and bool(wrong)
+            starts = starts or document is not begun
+
+
+def _json_parts(file, text_column):
+    for line in filter(bytes.strip, file):
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as e:
+            yield Piece("", problem="invalid UTF-8" if isinstance(e, UnicodeDecodeError) else "invalid JSON")
+        else:
+            yield _row_part(row, text_column)
+
+
+def _row_part(row, text_column):
+    if not isinstance(row, dict):
+        return Piece("", problem="no JSON object")
+    if text_column not in row:
+        return Piece("", problem=f"no column {text_column!r}, only {', '.join(map(repr, row))}"[:200])
+    text = row[text_column]
+    return Piece(text) if isinstance(text, str) else Piece("", problem="no text" if text is None else "not text")
+
+
+def read_text(path):
+    """A file -> its documents as one str, with markers between them. Raises UserError unless all of it is text."""
+    text = []
+    for part in read_documents(path):
+        require(not part.problem, f"{path} is not UTF-8 text: {part.problem}", "save it as UTF-8, or give another file")
+        text += [f"{EOT}\n", part.text] if part.starts and text else [part.text]
+    require(text, f"{path} has no text in it", "choose a file with more than white space and markers")
+    return "".join(text)
+
 
 class Corpus(NamedTuple):
     """A text as the trainer takes it."""
-    encoding: object    # tiktoken.Encoding
-    train: list         # ids, each document after `<|endoftext|>`
-    val: list           # the same for the part held out
-    val_bytes: int      # UTF-8 bytes of the documents held out, without markers
+
+    encoding: object  # tiktoken.Encoding
+    train: array  # ids (uint16), each document after `<|endoftext|>`
+    val: array  # the same for the part held out
+    val_bytes: int  # UTF-8 bytes of the documents held out, without markers
 
 
 def read_corpus(path, asked="auto", own=None, vocab_size=1024):
-    """A text file -> Corpus: its last tenth is held out, from the end of a document (or else of a line) on.
+    """A text file -> Corpus, of which the last tenth is held out.
 
     asked       the tokenizer: a name or path, or "auto": that of the model at `own`, or else a new one, trained on the
                 text that is not held out, with vocab_size ids
 
-    Raises DataError if the file cannot be used, or the tokenizer not be loaded or trained.
+    Raises UserError if the file cannot be used, or the tokenizer not be loaded or trained.
     """
-    train, val = split_corpus(read_text(path))
-    if not train or not val:
-        raise DataError(f"{path} is too short to learn from", "give some ten thousand bytes of text")
+    train, val = split_corpus(text := read_text(path))
+    what = f"{path} is too short to learn from: {len(text):,} characters"
+    require(train and val, what, "give some ten thousand characters of text")
     if asked != "auto":
         enc = load_tokenizer(asked)
     else:
@@ -627,231 +684,124 @@ def read_corpus(path, asked="auto", own=None, vocab_size=1024):
 
 
 def split_corpus(text):
-    """Text -> (documents to learn from, documents held out)."""
+    """Text -> (documents to learn from, documents held out). The cut is in the last tenth: where a document begins
+    there, or else a line, or else at nine tenths."""
     raw = text.encode("utf-8")
-    cut = len(raw[:len(raw) * 9 // 10].decode("utf-8", errors="ignore"))
+    tenth = cut = len(raw[: len(raw) * 9 // 10].decode("utf-8", errors="ignore"))
     for mark in (EOT + "\n", "\n"):
-        if (found := text.find(mark, cut)) >= 0:
-            cut = found + len(mark)
+        begin = text.find(mark, tenth) + len(mark)
+        if begin > tenth and text[begin:].strip():
+            cut = begin
             break
     return split_documents(text[:cut]), split_documents(text[cut:])
 
 
-def encode_documents(enc, documents):
-    """Documents -> ids in one list, each document after `<|endoftext|>`."""
-    ids = []
-    for document in documents:
-        ids += [eot_id(enc), *enc.encode_ordinary(document)]
-    return ids
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 7. Commands
-# ----------------------------------------------------------------------------------------------------------------------
-
-def read_text(path):
-    """A UTF-8 text file -> str, with line ends as "\\n"; DataError if it is missing, empty or not text."""
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise DataError(f"there is no file {path}", "give the path of a text file" if not os.path.isdir(path) else
-                        f"that is a folder; give the files in it: {path / '*.txt'}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}",
-                        "save it as UTF-8 text in an editor, or choose another file") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", "choose a file that you may read") from error
-    if "\0" in text:
-        raise DataError(f"{path} holds zero bytes: it is not text", "choose a text file")
-    if not split_documents(text):
-        raise DataError(f"{path} has no text in it", "choose a file with more than white space and markers")
-    return text
-
-
-def fineweb_texts(n_chars):
-    """The documents of FineWeb-Edu as a stream, the first `n_chars` characters of it. Needs the network."""
-    try:
-        import requests
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError("--fineweb needs the package datasets", "pip install -r requirements.txt") from error
-    hint = "check the connection to huggingface.co, or train on your own text: --files my.txt"
-    try:
-        # Any answer will do. Without a network this fails at once; datasets would retry for half a minute.
-        requests.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=TIMEOUT_S)
-        seen = 0
-        for row in load_dataset(**FINEWEB, streaming=True):
-            yield row["text"][:n_chars - seen]
-            seen += len(row["text"])
-            if seen >= n_chars:
-                return
-    except Exception as error:      # datasets raises many kinds; a fault halfway must not pass for a short stream
-        raise DataError(f"cannot stream {FINEWEB['path']} ({type(error).__name__}: {str(error)[:99]})", hint) from error
-
-
+# === 7. Commands ======================================================================================================
 def command_train(args):
-    if args.samples < 1 or (args.nprocs is not None and args.nprocs < 1):
-        raise DataError("--samples and --nprocs must be at least 1", "leave them out for the defaults")
-    if args.name and not re.fullmatch(r"[\w.-]+", args.name):
-        raise DataError(f"--name {args.name!r} must be letters, digits, dots, dashes or underscores",
-                        "the file goes to another folder with --out PATH")
-    files = list(_expand(args.files))
-    name = args.name or ("fineweb" if args.fineweb else re.sub(r"[^\w.-]", "_", Path(files[0]).stem))
-    out = Path(args.out or f"{name}.json")
-    out = out / "tokenizer.json" if os.path.isdir(out) else out
-    _refuse_to_overwrite(out)
+    given = [name for name in ("config", "revision", "split") if getattr(args, name)]
+    require(args.dataset or not given, f"--{' --'.join(given)} without --dataset", "it says what to take of one")
+    require(args.samples > 0, f"--samples is {args.samples}", "it is a number of characters, at least 1")
+    if args.version or args.dataset:
+        source = VERSIONS.get(args.version, (args.dataset, args.config, args.revision))
+        parts, limit = hub_documents(*source, args.split or "train", args.text_column), args.samples
+        name = args.version or Path(args.dataset).name
+    else:
+        files, limit = expand(args.files), sys.maxsize
+        parts = itertools.chain.from_iterable(read_documents(file, args.text_column) for file in files)
+        name = Path(re.sub(r"\.(gz|zst)$", "", files[0])).stem
+    name, problems = args.name or re.sub(r"[^\w.-]", "_", name), Counter()
+    plain = re.fullmatch(r"[\w.-]+", name)
+    require(plain, f"--name {name!r} is not of letters, digits, dots, dashes and underscores", "--out names a folder")
+    out = _file_of(args.out or f"{name}.json")
+    existed = _replaces_tokenizer(out)
 
-    texts = fineweb_texts(args.samples) if args.fineweb else map(read_text, files)
-    first = next(texts, "")
-    texts = itertools.chain([first], texts)
-    watch = Demo(args.sentence or first_sentence(first)) if args.demo else Progress()
-    started = time.perf_counter()
-    ranks = train_bpe(texts, args.vocab_size, nprocs=args.nprocs, on_merge=watch)
+    started, pattern, texts = time.perf_counter(), KNOWN_PATTERNS[args.pattern], _texts(parts, limit, problems)
+    ranks = train_bpe(texts, args.vocab_size, pattern=pattern, on_merge=print_merge if args.demo else None)
+    save_tokenizer(make_encoding(ranks, name, pattern), out)
     seconds = time.perf_counter() - started
-    watch.finish()
-    enc = make_encoding(ranks, name)
-    existed = out.exists()
-    save_tokenizer(enc, out)
-    say(f"{enc.n_vocab:,} tokens = 256 bytes + {len(ranks) - 256:,} merges + {EOT}, learned in {seconds:.1f} s")
-    say(f"{'replaced' if existed else 'wrote'} {out}   (--out PATH writes elsewhere)")
-    say(f"next: python tokenizer.py show \"Once upon a time\" --tokenizer {out}")
-    say(f"      python train_gpt2.py --tokenizer {out}")
+    if problems:
+        found = ", ".join(f"{count:,} {problem}" for problem, count in problems.most_common(5))
+        print(f"{problems.total():,} documents could not be used: {found}", file=sys.stderr)
+    print(f"{len(ranks) + 1:,} tokens = 256 bytes + {len(ranks) - 256:,} merges + {EOT}, learned in {seconds:.1f} s")
+    print(f"{'replaced' if existed else 'wrote'} {out}   (--out PATH writes elsewhere)")
+    print(f'next: python tokenizer.py show "Once upon a time" --tokenizer {out}')
+    print(f"      python train_gpt2.py --tokenizer {out}")
 
 
-def _expand(names):
-    """File names with * and ? -> the files they match (on Windows the shell does not do it)."""
-    for name in names:
-        yield from sorted(glob.glob(name)) or [name]
+def _texts(parts, limit, problems):
+    """Pieces -> their texts, `limit` characters of them. Counts the problems."""
+    for part in parts:
+        problems.update([part.problem] if part.problem else [])
+        yield part.text[:limit]
+        limit -= len(part.text)
+        if limit <= 0:
+            return
 
 
-def _refuse_to_overwrite(out):
-    """An older tokenizer may be replaced (each run keeps its own copy); any other file may not."""
-    if out.exists():
-        try:
-            load_tokenizer(out)
-        except DataError as error:
-            raise DataError(f"{out} exists and is not a tokenizer of ours; nothing was changed",
-                            "choose another name with --name or --out") from error
+def _replaces_tokenizer(out):
+    """Whether `out` is an older tokenizer, which may be replaced. Raises UserError if it is another file, or is called
+    as the copies are that runs, shards and models keep of theirs."""
+    hint = "nothing was changed; choose another name with --name or --out"
+    if not out.exists():
+        return False
+    require(out.name not in ("tokenizer.json", "bpe.json"), f"{out} is there already, maybe that of a run", hint)
+    try:
+        return bool(load_tokenizer(out))
+    except UserError as e:
+        raise UserError(f"{out} exists and is not a tokenizer of ours", hint) from e
 
 
-def first_sentence(text):
-    """Something from the text to watch while it is being merged: the start of its first longer line."""
-    lines = [line.strip() for line in text[:10_000].splitlines() if line.strip()]
-    line = next((line for line in lines if len(line.split()) >= 6), "".join(lines[:1]))
-    return line if len(line) <= 60 else line[:60].rsplit(" ", 1)[0]
-
-
-class Progress:
-    """A line on standard error every few seconds, for trainings that take that long."""
-
-    def __init__(self):
-        self.last = time.perf_counter()
-
-    def __call__(self, merge):
-        if time.perf_counter() - self.last > 3:
-            self.last = time.perf_counter()
-            print(f"merge {merge.rank - 255:,}: {visible(merge.left + merge.right)} stood {merge.count:,} times",
-                  file=sys.stderr)
-
-    def finish(self):
-        pass
-
-
-class Demo:
-    """Shows merges as they are learned: the pair, how often it stood in the text, how long the text is afterwards,
-    and what becomes of one sentence. All of the first 20 merges, then fewer and fewer, and the last."""
-
-    def __init__(self, sentence):
-        import regex
-        self.words = [[bytes([value]) for value in word.encode("utf-8")]
-                      for word in regex.findall(SPLIT_PATTERN, _well_formed(sentence))]
-        self.shown_words = self.last = None
-        self.silent = True      # the line of the last merge was not shown
-
-    def __call__(self, merge):
-        if self.last is None:
-            self._start(merge)
-        self.words = [merge_pair(word, merge.left, merge.right) for word in self.words]
-        self.last, number = merge, merge.rank - 255
-        # 1 to 20, then 30, 40 ... 100, 200 ... 1,000, 2,000 ...
-        self.silent = number > 20 and number % 10 ** (len(str(number)) - 1) != 0
-        if not self.silent:
-            self._show(merge)
-
-    def _start(self, merge):
-        say(f"{merge.n_bytes:,} bytes of text. The pair that stands most often becomes a token, again and again:\n")
-        say(f"{'merge':>6} {'pair':>22} {'new token':>14} {'times':>9} {'tokens left':>12} {'bytes/token':>12}")
-        self._show_sentence()
-
-    def _show(self, merge):
-        pair = f"{quoted(merge.left)} + {quoted(merge.right)}"
-        say(f"{merge.rank - 255:>6,} {pair:>22} {quoted(merge.left + merge.right):>14} {merge.count:>9,} "
-            f"{merge.tokens:>12,} {merge.n_bytes / merge.tokens:>12.2f}")
-        if self.words != self.shown_words:
-            self._show_sentence()
-
-    def _show_sentence(self):
-        tokens = list(itertools.chain.from_iterable(self.words))
-        say(f"{'':>6} {coloured(tokens)}   ({len(tokens)} tokens)")
-        self.shown_words = self.words
-
-    def finish(self):
-        if self.last and self.silent:
-            self._show(self.last)
-        say("")
+def print_merge(merge):
+    """A line of a table: the first 20 merges, then fewer and fewer (30, 40 ... 100, 200 ... 1,000, 2,000 ...)."""
+    number = merge.rank - 255
+    if number == 1:
+        print(f"{merge.n_bytes:,} bytes of text. The pair that stands most often becomes a token, again and again:\n")
+        print(f"{'merge':>6} {'pair':>22} {'new token':>14} {'times':>9} {'tokens left':>12} {'bytes/token':>12}")
+    if number <= 20 or number % 10 ** (len(str(number)) - 1) == 0:
+        left, right, new = (f"'{visible(token)}'" for token in (merge.left, merge.right, merge.left + merge.right))
+        print(f"{number:>6,} {f'{left} + {right}':>22} {new:>14} {merge.count:>9,} {merge.tokens:>12,} "
+              f"{merge.n_bytes / merge.tokens:>12.2f}")
 
 
 def command_show(args):
-    enc, label = load_or_default(args.tokenizer)
+    enc = load_tokenizer(label := args.tokenizer or newest_tokenizer())
     try:
-        text = sys.stdin.read() if args.text == "-" else args.text
-    except UnicodeDecodeError as error:
-        raise DataError("standard input is not text", "give UTF-8 text") from error
-    if not text:
-        raise DataError("there is no text to show", 'for example: python tokenizer.py show "Once upon a time"')
-    ids = enc.encode_ordinary(text)
+        text = sys.stdin.buffer.read().decode("utf-8") if args.text == "-" else args.text
+    except (AttributeError, UnicodeDecodeError) as e:  # AttributeError: standard input is closed
+        raise UserError("standard input is not text", "give UTF-8 text") from e
+    require(text, "there is no text to show", 'for example: python tokenizer.py show "Once upon a time"')
+    ids = encode(enc, text)
     tokens = [enc.decode_single_token_bytes(token_id) for token_id in ids]
     n_bytes = sum(map(len, tokens))
-    say(f"{label}: {enc.n_vocab:,} tokens")
-    if args.steps:
-        for step in encode_with_steps(enc, text):
-            say("   " + "  ->  ".join(coloured(stage) for stage in step.stages))
-    say(coloured(tokens))
-    say("ids: " + " ".join(map(str, ids)))
-    say(f"{len(ids):,} tokens, {n_bytes:,} bytes, {n_bytes / len(ids):.2f} bytes per token")
+    print(f"{label}: {enc.n_vocab:,} tokens")
+    for step in encode_with_steps(enc, text) if args.steps else []:
+        print("   " + "  ->  ".join("|".join(map(visible, stage)) for stage in step.stages))
+    print("|".join(map(visible, tokens)))
+    print("ids: " + " ".join(map(str, ids)))
+    print(f"{len(ids):,} tokens, {n_bytes:,} bytes, {n_bytes / len(ids):.2f} bytes per token")
 
 
 def command_eval(args):
-    enc, label = load_or_default(args.tokenizer)
+    label = args.tokenizer or newest_tokenizer()
+    encodings = {label: load_tokenizer(label)}
+    here = not _gpt2_missing()  # GPT-2's is only to compare: no reason to reach for the network
+    encodings |= {"gpt2": load_tokenizer("gpt2")} if here else {}
     documents = split_documents(read_text(args.file))
     n_bytes = sum(len(document.encode("utf-8")) for document in documents)
-    say(f"{args.file}: {len(documents):,} document{'s' * (len(documents) != 1)}, {n_bytes:,} bytes without markers\n")
-    say(f"{'tokenizer':<32} {'vocabulary':>10} {'in use':>8} {'tokens':>12} {'bytes/token':>12}")
-    rows = [(label, enc)]
-    note = ""
-    if label != "gpt2":
-        if _gpt2_missing():     # only to compare: no reason to reach for the network
-            note = "\ngpt2 is not on this machine; `python tokenizer.py show hello --tokenizer gpt2` fetches it"
-        else:
-            rows.append(("gpt2", load_tokenizer("gpt2")))
-    for label, enc in rows:
-        used, n_tokens = set(), 0
-        for document in documents:
-            ids = enc.encode_ordinary(document)
-            used.update(ids)
-            n_tokens += len(ids)
-        say(f"{label:<32} {enc.n_vocab:>10,} {len(used):>8,} {n_tokens:>12,} {n_bytes / n_tokens:>12.2f}")
-    if note:
-        say(note)
+    print(f"{args.file}: {len(documents):,} documents, {n_bytes:,} bytes without markers\n")
+    print(f"{'tokenizer':<32} {'vocabulary':>10} {'in use':>8} {'tokens':>12} {'bytes/token':>12}")
+    for name, enc in encodings.items():
+        ids = encode_documents(enc, documents)
+        n_tokens, used = len(ids) - len(documents), len(set(ids)) - 1  # without the markers
+        print(f"{name:<32} {enc.n_vocab:>10,} {used:>8,} {n_tokens:>12,} {n_bytes / n_tokens:>12.2f}")
+    if not here:
+        print("\ngpt2 is not on this machine; `python tokenizer.py show hello --tokenizer gpt2` fetches it")
 
 
-def load_or_default(path):
-    """(encoding, what to call it): the one asked for, or that of the newest run under log/, or GPT-2's."""
-    if path is None:
-        runs = sorted(Path("log").glob("*/tokenizer.json"), key=lambda run: run.stat().st_mtime)
-        path = str(runs[-1]) if runs else "gpt2"
-    return load_tokenizer(path), str(path)
+def newest_tokenizer():
+    """The path of that of the newest run under log/, or gpt2."""
+    runs = sorted(Path("log").glob("*/tokenizer.json"), key=os.path.getmtime)
+    return str(runs[-1]) if runs else "gpt2"
 
 
 def visible(token):
@@ -860,81 +810,92 @@ def visible(token):
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
-def quoted(token):
-    return f"'{visible(token)}'"
-
-
-def coloured(tokens):
-    """Tokens (list of bytes) -> one line: each on its own background on a terminal, elsewhere with | between them."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return "|".join(map(visible, tokens))
-    backgrounds = itertools.cycle((153, 223, 157, 225, 229))    # light blue, orange, green, pink, yellow of 256 colours
-    return "".join(f"\x1b[30;48;5;{next(backgrounds)}m{visible(token)}\x1b[0m" for token in tokens)
-
-
-def say(text):
-    """Print; what the terminal cannot write (an old Windows code page) is escaped instead of raising."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
 class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in our form."""
+    """argparse, with mistakes as UserError: every script prints them the same way."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Unknown options are the mistake of the command that got them, which knows those that it has."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message):
-        raise DataError(message, f"see `python {self.prog} --help`")
+        unknown = [word.split("=")[0] for word in message.split() if message.startswith("unrecognized")]
+        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, n=1)]
+        raise UserError(message, f"did you mean {near[0]}?" if near else f"python {self.prog} --help lists all options")
 
 
-def build_parser():
-    parser = Parser(prog="tokenizer.py", description="Byte-level BPE: train a tokenizer, look at it, measure it.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,show,eval}")
-
-    train = commands.add_parser("train", help="learn a vocabulary and write it to NAME.json")
-    train.add_argument("--files", nargs="+", default=["input.txt"], metavar="FILE",
-                       help="UTF-8 text files; <|endoftext|> separates documents (default: input.txt)")
-    train.add_argument("--fineweb", action="store_true", help="train on a stream of FineWeb-Edu instead of files")
-    train.add_argument("--samples", type=int, default=100_000_000, metavar="N",
-                       help="with --fineweb: characters of text to read (default: 100,000,000)")
-    train.add_argument("--vocab_size", type=int, default=1024, metavar="N",
-                       help=f"ids in all, {MIN_VOCAB} to {MAX_VOCAB:,} (default: 1024)")
-    train.add_argument("--name", help="name of the tokenizer (default: that of the first file)")
+def make_parser():
+    parser = Parser("tokenizer.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="{train,show,eval}")
+    train = commands.add_parser("train", help="learn a vocabulary and write it to NAME.json", allow_abbrev=False)
+    source = train.add_mutually_exclusive_group()
+    kinds = f"text with {EOT} between documents, or .jsonl"
+    source.add_argument("--files", nargs="+", metavar="FILE", default=["input.txt"], help=f"{kinds} (input.txt)")
+    source.add_argument("--version", choices=VERSIONS, help="a stream of FineWeb-Edu or FineWeb")
+    source.add_argument("--dataset", metavar="NAME", help="a stream of any data set of the Hugging Face Hub")
+    train.add_argument("--config", help="configuration of --dataset")
+    train.add_argument("--split", help="split of --dataset (default: train)")
+    train.add_argument("--revision", help="commit, branch or tag of --dataset")
+    train.add_argument("--text_column", metavar="NAME", default="text", help="name of the column (default: text)")
+    train.add_argument("--samples", type=int, default=10**8, help="characters to take of a stream (default: 100000000)")
+    train.add_argument("--vocab_size", type=int, default=1024, help=f"ids, {MIN_VOCAB} to {MAX_VOCAB} (default: 1024)")
+    how = "how text is cut into words; unicode keeps combining marks with their letters (default: gpt2)"
+    train.add_argument("--pattern", choices=KNOWN_PATTERNS, default="gpt2", help=how)
+    train.add_argument("--name", help="name of the tokenizer (default: that of the first file or of the data set)")
     train.add_argument("--out", metavar="PATH", help="file or folder to write to (default: NAME.json)")
     train.add_argument("--demo", action="store_true", help="show merges as they are learned")
-    train.add_argument("--sentence", metavar="TEXT", help="with --demo: the sentence to watch (default: from the text)")
-    train.add_argument("--nprocs", type=int, metavar="N", help="processes that count words (default: one per core)")
     train.set_defaults(run=command_train)
-
-    show = commands.add_parser("show", help="show the tokens of a text, and their ids")
+    show = commands.add_parser("show", help="show the tokens of a text, and their ids", allow_abbrev=False)
     show.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
     show.add_argument("--steps", action="store_true", help="also show each word's merges")
     show.set_defaults(run=command_show)
-
-    evaluate = commands.add_parser("eval", help="bytes per token on a text file, beside GPT-2's")
-    evaluate.add_argument("file", metavar="FILE", help="UTF-8 text file")
+    evaluate = commands.add_parser("eval", help="bytes per token on a file, beside GPT-2's", allow_abbrev=False)
+    evaluate.add_argument("file", metavar="FILE", help=kinds)
     evaluate.set_defaults(run=command_eval)
+    which = "gpt2, a file or a run's folder (default: newest under log/, else gpt2)"
     for command in (show, evaluate):
-        command.add_argument("--tokenizer", metavar="NAME_OR_PATH",
-                             help="gpt2, a file or a run's folder (default: newest under log/, else gpt2)")
+        command.add_argument("--tokenizer", metavar="NAME_OR_PATH", help=which)
     return parser
 
 
-def main(argv=None):
-    """Run one command; returns the exit code: 0, or 2 after a user's mistake, which is printed with a hint."""
+def run(argv):
+    args = make_parser().parse_args(argv)
+    for name, value in vars(args).items():
+        require(value not in ("", [""]), f"{name} is empty", "leave it out, or say what it is")
+    args.run(args)
+
+
+def run_main(function, argv=None):
+    """Calls function(argv) and returns the exit code: 0, or after a user's mistake, told in two lines, 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal cannot write is escaped
     try:
-        args = build_parser().parse_args(argv)
-        args.run(args)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return 2
+        function(argv)
+        print(end="", flush=True)  # a closed pipe shows here, and not when Python ends
+        return 0
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    except BrokenPipeError:     # the reader of our output has gone: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains at exit
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130  # what a shell reports for Ctrl-C
+    except BrokenPipeError:  # the reader of our output has gone (| head): what Python still writes goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    except Exception as e:
+        text, hint = " ".join(str(e).split())[:300], getattr(e, "hint", None)
+        if isinstance(e, ModuleNotFoundError):
+            hint = f"pip install {e.name}"
+        elif isinstance(e, OSError):
+            hint = "is it there, may you use it, and has the disk room?"
+        if not hint:
+            raise
+        print(f"error: {text}\nhint: {hint}", file=sys.stderr, flush=True)
+        return 2
+
+
+def main(argv=None):
+    return run_main(run, argv)
 
 
 if __name__ == "__main__":

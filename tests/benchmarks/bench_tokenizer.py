@@ -106,8 +106,8 @@ def measure(name, documents, vocab_size, repeats):
     """One case -> a row of the result file."""
     n_bytes = sum(len(document.encode("utf-8")) for document in documents)
     row = {"case": name, "bytes": n_bytes, "documents": len(documents), "vocab_size": vocab_size}
-    counts, times = seconds(lambda: T.count_words(documents, nprocs=1), repeats)
-    row.update(words=counts.total(), distinct_words=len(counts), count_one_process=summary(times))
+    counts, times = seconds(lambda: T.count_words(documents), repeats)
+    row.update(words=counts.total(), distinct_words=len(counts), count=summary(times))
     _, times = seconds(lambda: T.learn_merges(counts, vocab_size - T.MIN_VOCAB), repeats)
     row["merge"] = summary(times)
     ranks, times = seconds(lambda: T.train_bpe(documents, vocab_size), repeats)
@@ -122,14 +122,13 @@ def measure(name, documents, vocab_size, repeats):
 
 
 def peak_memory_mb():
-    """Largest resident memory of this process so far and of the largest of its children, or None on Windows."""
+    """Largest resident memory of this process so far, or None on Windows."""
     try:
         import resource
     except ImportError:
         return None
     unit = 2**20 if sys.platform == "darwin" else 2**10     # bytes there, KiB on Linux
-    return {who: round(resource.getrusage(number).ru_maxrss / unit)
-            for who, number in (("main", resource.RUSAGE_SELF), ("worker", resource.RUSAGE_CHILDREN))}
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 def main(argv=None):
@@ -146,17 +145,17 @@ def main(argv=None):
     if args.text:
         cases.append((Path(args.text).name, T.split_documents(T.read_text(args.text)), args.vocab_size))
     rows = [measure(*case, args.repeats) for case in cases]
-    result = {"what": "seconds to train a byte-level BPE tokenizer", "repeats": args.repeats, "cores": T._cores(),
+    result = {"what": "seconds to train a byte-level BPE tokenizer", "repeats": args.repeats,
               "python": platform.python_version(), "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d"),
               "tokenizers": version("tokenizers"), "peak_memory_mb": peak_memory_mb(),
               "rows": rows}
 
-    print(f"{'case':<14} {'bytes':>12} {'distinct':>9} {'vocabulary':>10} | {'count, 1 process':>16} {'merge':>7} "
+    print(f"{'case':<14} {'bytes':>12} {'distinct':>9} {'vocabulary':>10} | {'count':>7} {'merge':>7} "
           f"{'train_bpe':>10} {'(best, worst)':>15} | {'Hugging Face':>12} {'in common':>10}")
     for row in rows:
         ours, theirs = row["train_bpe"], row.get("hugging_face", {})
         print(f"{row['case']:<14} {row['bytes']:>12,} {row['distinct_words']:>9,} {row['vocab_size']:>10,} | "
-              f"{row['count_one_process']['median_s']:>16} {row['merge']['median_s']:>7} {ours['median_s']:>10} "
+              f"{row['count']['median_s']:>7} {row['merge']['median_s']:>7} {ours['median_s']:>10} "
               f"{'({best_s}, {worst_s})'.format(**ours):>15} | {theirs.get('median_s', '-'):>12} "
               f"{row.get('tokens_in_common', '-'):>10}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
