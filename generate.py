@@ -29,13 +29,12 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from tokenizer import EOT, eot_id, find_tokenizer, save_tokenizer, to_json
+from tokenizer import EOT, encode, eot_id, find_tokenizer, has_gpt2_pattern, save_tokenizer, to_json
 from train_gpt2 import GPT, Parser, newest_checkpoint, read_log, reading, require, run_main, setup_runtime, write_whole
 
 ROWS = 8  # texts that grow side by side: eight take little longer than one, because the weights are read once for all
 # Characters that a terminal obeys instead of showing. An untrained model writes any byte.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
-HINT = "put the tokenizer.json that it was trained with beside it"
 MAX_PAGE_PARAMETERS = 20_000_000  # a page of 53 MB, in which a token takes about a tenth of a second
 
 
@@ -87,16 +86,16 @@ def converse(model, encoding, args, generator, out):
     try:
         while (text := input("> ")).strip():
             try:
-                write_texts(model, encoding, encode(text, encoding, model), args, generator, out)
+                write_texts(model, encoding, prompt_ids(text, encoding, model), args, generator, out)
             except KeyboardInterrupt:
                 out.write("\n")
     except EOFError:
         out.write("\n")
 
 
-def encode(text, encoding, model):
+def prompt_ids(text, encoding, model):
     """The ids of a prompt. Says so if the model cannot see all of it."""
-    ids = encoding.encode_ordinary(text)
+    ids = encode(encoding, text)
     if len(ids) >= (block := model.config.block_size):
         note(f"the prompt has {len(ids):,} tokens and the model sees {block:,}: it reads the end of it")
     return ids
@@ -160,6 +159,8 @@ def export(model, encoding, target, source):
     if target.suffix == ".html":
         export_html(model, encoding, target, page_facts(Path(source)))
         return
+    hint = "train one with --pattern gpt2, or use bpe.json and this project"
+    require(has_gpt2_pattern(encoding), "transformers' GPT2Tokenizer cannot cut words as this tokenizer does", hint)
     tokens, merges = spelled(encoding)
     if target.suffix == ".gguf":
         write_gguf(model, tokens, merges, target)
@@ -286,8 +287,8 @@ def page_facts(source):
 
 def export_html(model, encoding, path, facts):
     """Writes one file to look inside the model with: viewer.html, filled with the weights in float16, the tokenizer
-    and the facts, such as {"name": "tales", "bits per byte": "1.380"}. Raises UserError or DataError, before anything
-    is written, if the model is too large, float16 cannot hold its weights, or the split pattern is not a known one."""
+    and the facts, such as {"name": "tales", "bits per byte": "1.380"}. Raises UserError, before anything is written, if
+    the model is too large, float16 cannot hold its weights, or the split pattern is not a known one."""
     template, c, count, facts = Path(__file__).with_name("viewer.html"), model.config, model.num_params(), dict(facts)
     megabytes = count * 2 * 4 / 3 / 1e6  # two bytes a weight, and base64 writes three bytes as four characters
     hint = "train a smaller model, or give --export the name of a directory, for transformers"
@@ -364,11 +365,9 @@ def load(source):
     require(found, "there is no checkpoint under log/", "python train_gpt2.py makes one, or give --model gpt2")
     source = newest or source
     model = GPT.from_pretrained(source)
-    # Without a tokenizer beside the model, find_tokenizer fetches GPT-2's, which cannot fit a smaller vocabulary.
-    V, folders = model.config.vocab_size, (Path(source), Path(source).parent)
-    beside = any((folder / name).is_file() for folder in folders for name in ("bpe.json", "tokenizer.json"))
-    require(beside or V >= 50257, f"{source} has {V:,} tokens, and there is no tokenizer beside it", HINT)
-    return model, find_tokenizer(source), source
+    V = model.config.vocab_size
+    size = V if V <= 50257 else None  # other trainers fill GPT-2's vocabulary up, to 50,304 for example
+    return model, find_tokenizer(source, size), source
 
 
 def run(argv):
@@ -378,7 +377,8 @@ def run(argv):
     prompt = read_prompt(args.prompt)
     model, encoding, source = load(args.model if args.checkpoint is None else args.checkpoint)
     V, other = model.config.vocab_size, f"the tokenizer {encoding.name} {encoding.n_vocab:,}"
-    require(encoding.n_vocab == V, f"{source} has {V:,} tokens, but {other}", HINT)
+    hint = "hellaswag.py can score such a model, but only a tokenizer with as many tokens can write its text"
+    require(encoding.n_vocab == V, f"{source} has {V:,} tokens, but {other}", hint)
     description = f"{source}: {model.num_params():,} parameters, tokenizer {encoding.name}"
     if args.export is not None:
         export(model, encoding, args.export, source)
@@ -397,7 +397,7 @@ def run(argv):
     if args.interactive:
         converse(model, encoding, args, generator, out)
         return
-    ids, begin = encode(prompt, encoding, model), time.perf_counter()
+    ids, begin = prompt_ids(prompt, encoding, model), time.perf_counter()
     count = write_texts(model, encoding, ids, args, generator, out)
     seconds = time.perf_counter() - begin
     note(f"{count:,} tokens in {seconds:.1f} s: {count / seconds:,.0f} tokens/s")

@@ -100,6 +100,7 @@ def load_examples(path):
 def parse_example(line, where, number):
     """A line of JSON -> Example. Raises UserError with the place `where` and the field that is wrong."""
     hint = 'an item is {"ctx": text, "endings": [four texts], "label": which is right, 0 to 3}'
+    require(len(line) < 100_000, f"{where}: {len(line):,} characters", "an item is a few sentences")
     try:
         item = json.loads(line)
         json.dumps(item, ensure_ascii=False).encode("utf-8")  # fails for half a character, such as "\\ud83d"

@@ -324,10 +324,26 @@ def test_no_checkpoint_and_the_wrong_tokenizer(run_folder, say, tmp_path, monkey
 
 def test_a_small_vocabulary_without_its_tokenizer_does_not_get_gpt2s(run_folder, say, monkeypatch):
     """It could not fit, and would have to be fetched."""
-    monkeypatch.setattr(generate, "find_tokenizer", lambda source: pytest.fail("it looks for GPT-2's"))
+    monkeypatch.setattr(tokenizer, "_load_gpt2", lambda: pytest.fail("it looks for GPT-2's"))
     (run_folder / "tokenizer.json").unlink()
     code, _, err = say()
-    assert code == 2 and "300 tokens, and there is no tokenizer beside it" in err
+    assert code == 2 and "has 300 tokens, but the tokenizer gpt2 has 50257" in err
+
+
+def test_a_filled_up_vocabulary_is_not_for_writing(run_folder, say, encoding):
+    """Other trainers round GPT-2's 50,257 tokens up. hellaswag.py scores such a model; here an id might have no text."""
+    small = tokenizer.make_encoding(tokenizer.train_bpe(TEXT, 290), "smaller")
+    folder = run_folder.parent / "filled"
+    write_checkpoint(folder / "ckpt_000001.pt", GPT(GPTConfig(8, 50304, 1, 1, 2)), 1)
+    tokenizer.save_tokenizer(small, folder / "tokenizer.json")
+    code, out, err = say("--checkpoint", str(folder))
+    assert code == 2 and out == "" and "50,304 tokens, but the tokenizer smaller 290" in err
+    assert generate.load(str(folder))[1].name == "smaller"
+
+
+def test_a_prompt_of_a_million_spaces(encoding, model):
+    ids = generate.prompt_ids("a" + " " * 1_200_000 + "b", encoding, model)
+    assert len(encoding.decode_bytes(ids)) == 1_200_002
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(run_folder, say, model):
@@ -572,7 +588,7 @@ def test_merges_are_those_that_were_learned():
 def test_gpt2s_own_merges_come_back(tmp_path):
     try:
         gpt2 = tokenizer.load_tokenizer("gpt2")
-    except tokenizer.DataError as e:
+    except tokenizer.UserError as e:
         pytest.skip(f"GPT-2's tokenizer is not here: {e}")
     transformers = pytest.importorskip("transformers")
     export(GPT(GPTConfig(8, 50257, 1, 1, 2)), gpt2, tmp_path / "out", "gpt2")
@@ -588,6 +604,15 @@ def test_export_with_a_tokenizer_that_has_no_merges_writes_nothing(model, tmp_pa
     with pytest.raises(UserError, match="abc"):
         export(model, tokenizer.make_encoding(ranks, "odd"), tmp_path / "out", "a model")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["exported", "exported.gguf"])
+def test_a_split_pattern_that_transformers_cannot_express(run_folder, say, name):
+    pattern = tokenizer.KNOWN_PATTERNS["unicode"]
+    other = tokenizer.make_encoding(tokenizer.train_bpe([TEXT], 300, pattern=pattern), "unicode", pattern)
+    tokenizer.save_tokenizer(other, run_folder / "tokenizer.json")
+    code, _, err = say("--export", name)
+    assert code == 2 and "cannot cut words as this tokenizer does" in err and not Path(name).exists()
 
 
 def test_find_tokenizer_prefers_ours_in_an_export(model, encoding, tmp_path):
