@@ -331,7 +331,7 @@ def test_a_small_vocabulary_without_its_tokenizer_does_not_get_gpt2s(run_folder,
 
 
 def test_a_filled_up_vocabulary_is_not_for_writing(run_folder, say, encoding):
-    """Other trainers round GPT-2's 50,257 tokens up. hellaswag.py scores such a model; here an id might have no text."""
+    """Other trainers fill up GPT-2's 50,257 tokens. hellaswag.py scores such a model; here an id might have no text."""
     small = tokenizer.make_encoding(tokenizer.train_bpe(TEXT, 290), "smaller")
     folder = run_folder.parent / "filled"
     write_checkpoint(folder / "ckpt_000001.pt", GPT(GPTConfig(8, 50304, 1, 1, 2)), 1)
