@@ -292,15 +292,18 @@ WHITE_SPACE = ["\t", "\n", "\x0b", "\x0c", "\r", " ", "\x85", "\xa0", "\u1680", 
 
 
 @pytest.mark.parametrize("pattern", list(T.KNOWN_PATTERNS))
-def test_encoding_long_white_space_gives_the_tokens_of_the_pattern(tales, pattern, monkeypatch):
-    """Cut at every run of three, not of 400,000: the same ids as tiktoken gives uncut."""
-    monkeypatch.setattr(T, "LONG_SPACE", regex.compile(T.LONG_SPACE.pattern.replace("400000", "3")))
+def test_encoding_long_white_space_gives_the_tokens_of_the_pattern(pattern, monkeypatch):
+    """Cut at every run of three, not of 400,000: the same ids as tiktoken gives uncut, by a tokenizer that has learned
+    pairs of all that is about a cut."""
+    monkeypatch.setattr(T, "LONG_SPACE", T.re.compile(T.LONG_SPACE.pattern.replace("400000", "3")))
     monkeypatch.setattr(T, "LONG_TEXT", 3)
-    enc = T.make_encoding(tales._mergeable_ranks, "x", T.KNOWN_PATTERNS[pattern])
+    characters = [*WHITE_SPACE, *"      \n\n", *"\x1c\x1c\x1f", "\u200d", "a", "!", "1", "'s"]
+    learned = "".join(random.Random(7).choices(characters, k=20_000))
+    enc = T.make_encoding(T.train_bpe(learned, 700, pattern=T.KNOWN_PATTERNS[pattern]), "x", T.KNOWN_PATTERNS[pattern])
     cut = 0
     for seed in range(1000):
         rng = random.Random(seed)
-        text = "".join(rng.choices([*WHITE_SPACE, *"   \n\n", "\x1c", "\x1f", "\u200d", "a", "!", "1", "'s"], k=30))
+        text = "".join(rng.choices(characters, k=30))
         assert T.encode(enc, text) == enc.encode_ordinary(text), f"seed {seed}"
         cut += len(T.LONG_SPACE.findall(text))
     assert cut > 1000
@@ -1108,8 +1111,9 @@ def test_the_tokenizer_of_a_run_is_never_replaced(name, folder, tales, capsys):
 
 
 def start(*argv, **options):
-    """The script in a process of its own. Ctrl-C reaches it even where the tests run in the background, which ignores
-    that."""
+    """The script in a process of its own, whose output is buffered. Ctrl-C reaches it even where the tests run in the
+    background, which ignores that."""
+    options.setdefault("env", {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"})
     if os.name != "nt":
         options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, str(ROOT / "tokenizer.py"), *argv], stdout=subprocess.PIPE,
@@ -1134,12 +1138,12 @@ def test_ctrl_c_and_a_closed_pipe_end_without_a_traceback(folder, tales):
 
 
 def test_a_terminal_that_cannot_show_everything(folder, tales):
-    T.save_tokenizer(tales, "t.json")
+    T.save_tokenizer(tales, "日.json")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    out, err = start("show", "日 é", "--tokenizer", "t.json", env=environment).communicate(timeout=60)
-    assert err == "" and r"\xe6" in out and "6 bytes" in out
-    out, err = start("show", "x", "--tokenizer", "日.json", env=environment).communicate(timeout=60)
-    assert err.startswith(r"error: there is no tokenizer at \u65e5.json") and "\nhint: " in err
+    out, err = start("show", "日 é", "--tokenizer", "日.json", env=environment).communicate(timeout=60)
+    assert err == "" and r"\u65e5.json: 512 tokens" in out and r"\xe6" in out and "6 bytes" in out
+    out, err = start("show", "x", "--tokenizer", "月.json", env=environment).communicate(timeout=60)
+    assert err.startswith(r"error: there is no tokenizer at \u6708.json") and "\nhint: " in err
 
 
 # ----------------------------------------------------------------------------------------------------------- documents
@@ -1215,20 +1219,41 @@ def test_a_long_text_is_read_in_bounded_memory(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_used_is_told_and_passed_over(tmp_path, capsys):
-    rows = [b'{"text": "caf\xe9"}', b'{"text": "cut', b'["text"]', b'{"text": null}', b'{"text": 5}', b'{"body": "x"}',
-            b"[" * 100_000, json.dumps({"text": STORY}).encode()]
+    good = json.dumps({"text": STORY}).encode()
+    rows = [good, b'{"text": "caf\xe9"}', b'{"text": "cut', b'["text"]', b'{"text": null}', b'{"text": 5}',
+            b'{"body": "x"}', b"[" * 100_000]
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(rows * 2))
     problems = [part.problem for part in T.read_documents(tmp_path / "a.jsonl")]
-    assert problems == ["invalid UTF-8", "invalid JSON", "no JSON object", "no text", "not text",
-                        "no column 'text', only 'body'", "invalid JSON", None] * 2
-    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + f"{T.EOT}\n".join(["a\udce9 b", "\0", STORY]).encode(
+    assert problems == [None, "invalid UTF-8", "invalid JSON", "no JSON object", "no text", "not text",
+                        "no column 'text', only 'body'", "invalid JSON"] * 2
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + f"{T.EOT}\n".join([STORY, "a\udce9 b", "\0"]).encode(
         "utf-8", "surrogateescape"))
-    assert [part.problem for part in T.read_documents(tmp_path / "b.txt")] == ["invalid UTF-8", "zero bytes", None]
+    assert [part.problem for part in T.read_documents(tmp_path / "b.txt")] == [None, "invalid UTF-8", "zero bytes"]
+    for name in ("a.jsonl", "b.txt"):
+        assert {part.text for part in T.read_documents(tmp_path / name)} == {STORY, ""}
     files = [str(tmp_path / "*.jsonl"), str(tmp_path / "b.txt"), str(tmp_path / "b.txt")]
     code, out, err = run(capsys, "train", "--files", *files, "--vocab_size", "270", "--out", str(tmp_path / "t.json"))
     assert code == 0 and "wrote" in out
     assert err.startswith("16 documents could not be used: 4 invalid JSON, 3 invalid UTF-8, 2 no JSON object")
     assert T.load_tokenizer(tmp_path / "t.json")._mergeable_ranks == T.train_bpe([STORY] * 3, 270)
+
+
+def test_a_long_document_begins_behind_what_cannot_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(T, "PIECE_CHARS", 5)
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait with sugar and cinnamon")
+    first, second, *others = T.read_documents(tmp_path / "a.txt")
+    assert first.problem and second.starts and others and not any(part.starts or part.problem for part in others)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    """As root everything may be read, so the system's answer is put in its mouth."""
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    (tmp_path / "a.txt").write_text(STORY)
+    monkeypatch.setattr(T, "_open_unpacked", forbidden)
+    with pytest.raises(T.UserError, match=r"cannot read .*a\.txt: Permission denied") as caught:
+        T.read_corpus(tmp_path / "a.txt")
+    assert caught.value.hint
 
 
 def test_a_large_file_without_anything_useful_is_refused_early(tmp_path):
@@ -1251,6 +1276,10 @@ def test_the_vocabulary_of_json_lines_is_that_of_their_text(folder, capsys):
         wanted = wanted or Path("a.json").read_bytes()
         assert Path("a.json").read_bytes() == wanted
         Path("a.json").unlink()
+    Path("a.jsonl").write_text(Path("a.jsonl").read_text().replace('"text"', '"body"'))
+    assert run(capsys, "train", "--files", "a.jsonl", "--vocab_size", "280", "--text_column", "body")[0] == 0
+    assert Path("a.json").read_bytes() == wanted
+    write_documents(folder / "a.jsonl", documents)
     code, out, _ = run(capsys, "train", "--files", "a.jsonl", "--vocab_size", "280", "--pattern", "unicode")
     assert code == 0 and T.load_tokenizer("a.json")._pat_str == T.UNICODE_PATTERN
     code, out, _ = run(capsys, "eval", "a.jsonl.gz", "--tokenizer", "a.json")
