@@ -254,11 +254,14 @@ def test_text_of_one_window_less_than_needed(options, refused, tmp_path):
 def test_data_that_may_not_be_read(options, monkeypatch, capsys):
     """As root everything may be read; so the system's answer is put in its mouth."""
 
-    def forbidden(path, *args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    usual = open
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
-    monkeypatch.setattr(Path, "read_text", forbidden)
+    def forbidden(path, *args, **kwargs):
+        if str(path).endswith("small.txt"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return usual(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", forbidden)
     code = main(options())
     monkeypatch.undo()
     err = capsys.readouterr().err
