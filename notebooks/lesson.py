@@ -12,9 +12,9 @@ In a lesson (the first code cell is always the same three lines; they work from 
     sys.path.append("notebooks")
     import lesson
 
-    lesson.show_source(train_gpt2.MLP)            the real source, as a block of code; until="..." stops before a line
-    lesson.predict("loss at step 0", None)        keeps the reader's guess (a number or a word; None: no guess)
-    lesson.score("loss at step 0", loss)          compares it with the truth, kindly
+    lesson.show_source(train_gpt2.MLP)            the real source, as a block of code; start="..." begins at a line,
+                                                  until="..." stops before one; a whole module can be given, too
+    lesson.predict("loss at step 0", None, loss)  compares the reader's guess with the truth; None: the answer is closed
     lesson.steps(300, 20)                         the first number; in fast mode the second
     lesson.workspace()                            an empty temporary folder, removed when Python ends
     lesson.gpt2_tokenizer()                       GPT-2's own if it is on this machine, else None
@@ -23,13 +23,14 @@ In a lesson (the first code cell is always the same three lines; they work from 
     lesson.heatmap(ax, matrix, rows=, cols=)      a matrix with its entries' names
     lesson.spans(ax, pieces)                      pieces of text as coloured boxes, wrapped into lines
     lesson.box(x, y, width, height, color)        one box, for ax.add_patch
+    lesson.draw("block")                          shows a drawing of drawings.py with its description
     lesson.check("01_merge", merge, test)         verifies an exercise, see below
 
 An exercise is one cell with the tag `exercise`, whose first line is `# exercise: 01_merge`. In it a function is left
 open with `return ...` (or a value with `answer = ...`). The cell after it calls check(name, answer, test): while the
-answer is open it says "not yet"; then test(answer) must pass. A function that returns `...` counts as open; for the
-rest (a class, a table) test calls filled(value). notebooks/solutions/01_merge.py is put in place of the cell by
---solve and by the tests, and must import what it needs.
+answer is open it says "not yet"; then test(answer) must pass, and where it does not, one sentence says why. A function
+that returns `...` counts as open; for the rest (a class, a table) test calls filled(value). The file
+notebooks/solutions/01_merge.py is put in place of the cell by --solve and by the tests, and must import what it needs.
 
 Environment: LESSON_FAST=1 for fewer steps in the same cells; LESSON_STRICT=1 makes "not yet" and "not right" errors.
 """
@@ -38,6 +39,7 @@ import argparse
 import base64
 import functools
 import hashlib
+import html
 import inspect
 import io
 import os
@@ -47,6 +49,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -90,63 +93,130 @@ def gpt2_tokenizer():
     return None if tokenizer._gpt2_missing() else tokenizer.load_tokenizer("gpt2")
 
 
-def show_source(obj, until=None):
-    """Displays the real source of a function or class, with its file and line.
+def show_source(obj, until=None, start=None):
+    """Displays the real source of a function, a class or a module, highlighted, with its file and line.
 
-    until: a piece of text; the source stops before the first line that holds it. Raises ValueError if none does, so
-    that a change of the source is noticed here.
+    start: a piece of text; the display begins at the first line that holds it. until: it stops before the next line
+    that holds this one. Raises ValueError if no line does, so that a change of the source is noticed here.
     """
     from IPython.display import display
 
     obj = inspect.unwrap(obj)  # behind decorators such as torch.no_grad
     lines, number = inspect.getsourcelines(obj)
+    first, end = 0, len(lines)
+    if start is not None:
+        first = _line_with(start, lines, 0, obj)
     if until is not None:
-        end = next((i for i, line in enumerate(lines) if until in line), None)
-        if end is None:
-            raise ValueError(f"no line of {obj.__qualname__} holds {until!r}")
-        lines = lines[:end]
-    source = textwrap.dedent("".join(lines)).rstrip()
-    file = Path(inspect.getsourcefile(obj)).name
-    markdown = f"`{file}`, line {number}:\n\n```python\n{source}\n```"
-    display({"text/markdown": markdown, "text/plain": source}, raw=True)  # the second for viewers that know no Markdown
+        end = _line_with(until, lines, first if start is None else first + 1, obj)
+    number = max(number, 1) + first  # of a module it is 0
+    source = textwrap.dedent("".join(lines[first:end])).rstrip()
+    where = f"{Path(inspect.getsourcefile(obj)).name}, line {number}"
+    display({"text/html": _code_block(source, where), "text/plain": f"{where}:\n\n{source}"}, raw=True)
 
 
-def predict(name, guess):
-    """Keeps the reader's guess, a number or a word, until `score` is called with the same name. None is no guess."""
-    _guesses[name] = guess
-    if guess is None:
-        print(f"{name}: no guess yet. Put yours in place of None and run this cell.")
-    else:
-        print(f"{name}: you say {_plain(guess)}. Let us see.")
+def _line_with(text, lines, first, obj):
+    """Index of the first of the lines, from `first` on, that holds the text."""
+    for i in range(first, len(lines)):
+        if text in lines[i]:
+            return i
+    raise ValueError(f"no line of {getattr(obj, '__qualname__', obj.__name__)} holds {text!r}")
 
 
-def score(name, truth, close=0.1):
-    """Prints the truth beside the guess that `predict` kept. A number counts as right within the share `close` of the
-    truth. Raises KeyError if nothing was asked under that name."""
-    if name not in _guesses:
-        raise KeyError(f"nothing was predicted under the name {name!r}; there are {sorted(_guesses)}")
-    guess = _guesses[name]
-    if guess is None:
-        print(f"{name}: it is {_plain(truth)}. (You kept no guess.)")
-    elif isinstance(truth, str | bool):
-        same = str(guess).strip().lower() == str(truth).strip().lower()
-        print(f"{name}: it is {_plain(truth)}. " + ("You said so." if same else f"You said {_plain(guess)}."))
+def _code_block(source, where):
+    """Python source as HTML that keeps its indentation, scrolls sideways and brings its own colours: style sheets of
+    JupyterLab break long lines, and those of an exported page have no monospaced font for it."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    code = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True, noclasses=True)).rstrip()
+    font = "font-family: Menlo, Consolas, 'DejaVu Sans Mono', monospace; font-size: 13px"
+    title = f"{font}; color: #555555; background-color: #ffffff; margin: 0; padding: 2px 8px"
+    block = (
+        f"{font}; line-height: 1.4; color: #000000; background-color: #f6f6f6; margin: 0; padding: 8px; "
+        "border-left: 3px solid #0072B2; white-space: pre; word-break: normal; overflow-wrap: normal; overflow-x: auto"
+    )
+    return f'<div style="{title}">{html.escape(where)}</div>\n<pre style="{block}">{code}</pre>'
+
+
+def predict(name, guess, truth=..., close=0.1):
+    """Compares the reader's guess, a number or a word, with the truth. With None it says how to guess and keeps the
+    answer in a closed <details> block.
+
+    truth: the value, or a function without arguments that finds it. A number counts as right within the share `close`.
+    """
+    from IPython.display import display
+
+    if truth is ...:  # to be removed with `score`
+        _guesses[name] = guess
+        return
+    truth = truth() if callable(truth) else truth
+    truth = truth.item() if hasattr(truth, "item") else truth  # of a tensor or of numpy
+    if guess is None or guess is ...:
+        ask = f"{name}: no guess yet. Put yours in place of None and run this cell again."
+        answer = f"<details><summary>Show the answer</summary>It is {html.escape(_plain(truth))}.</details>"
+        display({"text/html": f"<p>{html.escape(ask)}</p>\n{answer}", "text/plain": ask}, raw=True)
+        return
+    guess, kind = _as_kind_of(truth, guess)
+    if kind is None:
+        wanted = "word" if isinstance(truth, bool | str) else "number"
+        print(f"{name}: you say {_plain(guess)}, but a {wanted} is asked for.")
+    elif kind is str:
+        print(f"{name}: it is {_plain(truth)}. " + ("You said so." if guess == _plain(truth) else f"You said {guess}."))
     else:
         off = abs(guess - truth) / max(abs(truth), 1e-12)
         verdict = "Well guessed." if off <= close else f"Off by {off:.0%}."
         print(f"{name}: it is {_plain(truth)}, you said {_plain(guess)}. {verdict}")
 
 
+def _as_kind_of(truth, guess):
+    """-> the guess as what the truth is, and str or float; or the guess and None if it cannot be that."""
+    if isinstance(truth, bool | str):
+        guess = _plain(guess) if isinstance(guess, bool) else guess
+        return (Word(guess), str) if isinstance(guess, str) else (guess, None)
+    if isinstance(guess, str):
+        try:
+            guess = float(guess.replace(",", "").rstrip("% "))
+        except ValueError:
+            return guess, None
+    return (guess, float) if isinstance(guess, int | float) else (guess, None)
+
+
+def score(name, truth, close=0.1):
+    """To be removed: what the lessons called before `predict` gave the verdict."""
+    predict(name, _guesses.pop(name, None), truth, close)
+
+
 def _plain(value):
     """A guess or a truth as text: four digits of a float, commas in a large whole number."""
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 # --- Exercises --------------------------------------------------------------------------------------------------------
 class NotYet(Exception):
     """The exercise has not been filled in."""
+
+
+class Word(str):
+    """An answer in words. Capitals and spaces do not matter when it is compared."""
+
+    def __eq__(self, other):
+        if isinstance(other, int | float) and not isinstance(other, bool):
+            return str.strip(self) == str(other)
+        return isinstance(other, str) and _bare(self) == _bare(other)
+
+    def __ne__(self, other):
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def _bare(word):
+    return " ".join(str.split(word)).casefold()
 
 
 def filled(value):
@@ -156,39 +226,137 @@ def filled(value):
     return value
 
 
-def check(name, answer, test):
-    """Verifies an exercise: test(answer) raises AssertionError where it is wrong. Prints the result, returns nothing.
+def check(name, answer, test, returns=True):
+    """Verifies an exercise: test(answer) raises an exception where it is wrong. Prints the result, returns nothing.
 
-    With LESSON_STRICT=1 an open or wrong answer raises instead.
+    Whatever goes wrong is told in one sentence, without a traceback. Words (an answer that is a str, or a dict, list or
+    tuple of them) are compared without regard to capitals and spaces. returns=False: the function is right to return
+    nothing. With LESSON_STRICT=1 an open or wrong answer raises instead.
     """
+    returned = []  # what the function has returned, in order
     try:
-        test(_watched(filled(answer)))
+        test(_watched(filled(answer), returned))
     except NotYet:
         if STRICT:
             raise
         print(f"{name}: not yet. Fill in the cell above, run it, and run this one again.")
         print(f"A solution is in notebooks/solutions/{name}.py.")
-    except AssertionError as wrong:
+    except Exception as wrong:
         if STRICT:
             raise
-        print(f"{name}: not right yet.\n{wrong}".rstrip())
+        print(f"{name}: not right yet. {_diagnosis(wrong, answer, returned, returns)}")
     else:
         print(f"{name}: right.")
 
 
-def _watched(answer):
-    """A function that raises NotYet when it returns `...`; anything else as it is."""
+def _watched(answer, returned):
+    """An answer as the test gets it: a function raises NotYet when it returns `...` and notes what it returns; words
+    become Words; anything else stays as it is."""
+    if isinstance(answer, str):
+        return Word(answer)
+    if type(answer) in (list, tuple):
+        return type(answer)(_watched(item, returned) if isinstance(item, str) else item for item in answer)
+    if type(answer) is dict:
+        return {key: _watched(item, returned) if isinstance(item, str) else item for key, item in answer.items()}
     if not inspect.isfunction(answer):
         return answer
 
     @functools.wraps(answer)
     def watched(*args, **kwargs):
-        return filled(answer(*args, **kwargs))
+        returned.append(filled(answer(*args, **kwargs)))
+        return returned[-1]
 
     return watched
 
 
+def _diagnosis(wrong, answer, returned, returns):
+    """One sentence about what is wrong with an answer whose test raised `wrong`."""
+    what = getattr(answer, "__name__", "the answer")
+    if answer is None:
+        return "The answer is None: put yours in its place."
+    if returns and returned and returned[-1] is None:
+        return f"{what} returns None: is the return missing?"
+    frames = traceback.extract_tb(wrong.__traceback__)
+    if isinstance(wrong, AssertionError):
+        return _about_assertion(str(wrong).strip(), frames[-1].line)
+    own = [frame for frame in frames if frame.filename in _files(answer)]  # each cell of a notebook has its own name
+    if inspect.isfunction(answer) and not any(frame.name == "watched" for frame in frames):
+        own = []  # it had returned: the test stumbled over what it got
+    said = _about_exception(wrong)
+    if not own and inspect.isfunction(answer) and not returned:
+        return f"{what} cannot be called as the check calls it: {said}."
+    if not own:
+        got = f"{what} returns {_described(returned[-1])}" if returned else f"the answer is {_described(answer)}"
+        return f"The check cannot use what it got: {got}; {said}."
+    return f"In `{own[-1].line}`: {said}." if own[-1].line else f"In line {own[-1].lineno} of the cell: {said}."
+
+
+def _files(answer):
+    """The names of the files (in a notebook, of the cells) in which the code of an answer stands."""
+    if inspect.isfunction(answer):
+        return {answer.__code__.co_filename}
+    kind = answer if inspect.isclass(answer) else type(answer)
+    return {value.__code__.co_filename for value in vars(kind).values() if inspect.isfunction(value)}
+
+
+def _about_assertion(text, line):
+    """One sentence about an assertion that failed: its own message; torch's, in short; or the line of the test."""
+    number = r"([\d.e+-]+|nan|inf)"
+    if found := re.search(r"The values for attribute '(\w+)' do not match: (.*) != (.*?)\.?$", text, re.MULTILINE):
+        kind = {"shape": "shapes"}.get(found[1], f"values of {found[1]}")
+        one, other = (re.sub(r"torch\.Size\(\[(.*)\]\)", r"(\1)", found[i]) for i in (2, 3))
+        said = f"the {kind} differ: {one} and {other} should be the same"
+    elif found := re.search(rf"Mismatched elements: (\d+ / \d+).*?absolute difference: {number}", text, re.DOTALL):
+        said = f"the shape is right, but {found[1].replace('/', 'of')} numbers differ, by up to {found[2]}"
+    elif found := re.search(rf"Expected {number} but got {number}", text):
+        said = f"{found[2].rstrip('.')} and {found[1]} should be the same"
+    elif text:  # the author's own words
+        return " ".join(text.split()) + ("." if text[-1].isalnum() else "")
+    else:
+        return f"This should hold and does not: `{(line or '').removeprefix('assert ')}`."
+    before = re.split("Tensor-likes|Scalars|The values", text[: found.start()])[0].strip().rstrip(":")
+    return f"{before}: {said}." if before else f"{said[0].upper()}{said[1:]}."
+
+
+def _about_exception(wrong):
+    """What a learner needs to hear about an exception: no full stop, no capital."""
+    text, kind = " ".join(str(wrong).split())[:200].rstrip("."), type(wrong).__name__
+    about_sizes = re.search(r"shape|size|dimension|expand|broadcast|too many indices", text, re.IGNORECASE)
+    if isinstance(wrong, RuntimeError | ValueError | IndexError) and about_sizes:
+        return f"the shapes do not fit ({text})"
+    if isinstance(wrong, NameError) and wrong.name:
+        return f"the name {wrong.name} is not known here; is it misspelt, or does another cell define it"
+    if isinstance(wrong, TypeError) and "argument" in text:
+        return f"the arguments do not fit ({text})"
+    if "No comparison pair" in text:  # torch.testing
+        return "the check expects something of another type"
+    if isinstance(wrong, RecursionError):
+        return "it calls itself without end"
+    if isinstance(wrong, KeyError):
+        return f"there is no entry {text}"
+    return f"{kind}, {text}" if text else kind
+
+
+def _described(value):
+    """A value in a few words: its shape, or its kind and its text."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if value is None:
+        return "None"
+    if isinstance(value, list | tuple) and len(value) < 5:
+        return f"a {type(value).__name__} of {len(value)}: " + ", ".join(_described(item) for item in value)
+    text = " ".join(repr(value).split())
+    return f"{text[:60]}{'...' if len(text) > 60 else ''}, of type {type(value).__name__}"
+
+
 # --- Pictures ---------------------------------------------------------------------------------------------------------
+def draw(name):
+    """Shows the drawing of that name (see drawings.py) with its description."""
+    import drawings
+
+    show(*drawings.make(name))
+
+
 def figure(rows=1, cols=1, height=3.2, **options):
     """A new picture of fixed width and `height` inches: (figure, axes), as plt.subplots gives them."""
     import matplotlib.pyplot as plt
@@ -310,7 +478,7 @@ def faults(nb):
     found = []
     for i, cell in enumerate(nb.cells):
         for output in cell.get("outputs", ()):
-            text = output.get("text", "") or output.get("data", {}).get("text/markdown", "")
+            text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
             if output.output_type == "error":
                 found.append(f"cell {i}: {output.ename}: {output.evalue}")
             elif output.get("name") == "stderr":

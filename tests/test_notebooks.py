@@ -4,9 +4,11 @@ The lessons: every notebook runs as committed and again with the solutions put i
 A kernel for each run would start Python and torch twenty-two times. Cells are plain Python, so they run here, in this
 process, each notebook in a namespace of its own; one notebook also goes through a real kernel.
 """
+
 import ast
 import base64
 import contextlib
+import html
 import importlib
 import io
 import linecache
@@ -151,7 +153,7 @@ def test_has_the_common_shape(path, lesson):
     for wanted in HEADINGS:
         assert any(heading.startswith(wanted) for heading in headings), f"no heading begins with {wanted!r}"
     code = "\n".join(cell.source for cell in code_cells(nb))
-    for call in ("show_source", "predict", "score", "check"):
+    for call in ("show_source", "predict", "check"):
         assert f"lesson.{call}(" in code, f"lesson.{call} is not used"
     assert code.count("lesson.show(") >= 2
     assert re.search(r"assert_close\(|assert_equal\(|\bassert .* == ", code)
@@ -255,22 +257,100 @@ def test_check_tells_open_wrong_and_right(lesson, monkeypatch, capsys):
         lesson.check("00_double", lambda x: x, test)
 
 
-def test_score_is_kind_and_knows_close_from_far(lesson, capsys):
-    lesson.predict("a", None)
-    lesson.predict("b", 5)
-    lesson.predict("c", "left")
-    capsys.readouterr()
-    lesson.score("a", 1.5)
-    lesson.score("b", 5.2)
-    lesson.score("b", 10)
-    lesson.score("c", "left")
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("def double(x):\n    2 * x", "double returns None: is the return missing?"),
+        ("def double(x):\n    return (2 * x).T", "The shapes differ: (3, 2) and (2, 3) should be the same."),
+        ("def double(x):\n    return 3 * x", "The shape is right, but 6 of 6 numbers differ, by up to 1.0."),
+        ("def double(x):\n    return x @ x", "In `return x @ x`: the shapes do not fit ("),
+        ("def double(x):\n    return 2 * y", "In `return 2 * y`: the name y is not known here"),
+        ("def double(x):\n    return 2", "double returns 2, of type int; the check expects something of another type."),
+        ("def double():\n    return 2", "cannot be called as the check calls it: the arguments do not fit (double()"),
+        ("def double(x):\n    return double(x)", "In `return double(x)`: it calls itself without end."),
+        ("def double(x):\n    return x[7]", "In `return x[7]`: the shapes do not fit (index 7 is out of bounds"),
+        ("double = None", "The answer is None: put yours in its place."),
+        ("double = 3", "the answer is 3, of type int; TypeError, 'int' object is not callable."),
+    ],
+)
+def test_check_says_in_one_sentence_what_is_wrong(lesson, capsys, wrong, hint):
+    """No traceback, whatever the exception. A cell of a notebook is a file of its own, as here."""
+    import torch
+
+    def test(double):
+        x = torch.ones(2, 3)
+        torch.testing.assert_close(double(x), 2 * x)
+
+    linecache.cache["<cell>"] = (len(wrong), None, wrong.splitlines(True), "<cell>")
+    exec(compile(wrong, "<cell>", "exec"), cell := {})
+    lesson.check("00_double", cell["double"], test)
+    printed = capsys.readouterr().out
+    assert printed.startswith("00_double: not right yet. ") and printed.count("\n") == 1
+    assert hint in printed
+
+
+def test_check_forgives_capitals_and_spaces_in_words(lesson, capsys):
+    truth = {"first": "AdamW", "second": "no sync", "third": 4}
+
+    def test(answer):
+        for key, value in truth.items():
+            assert answer[key] == value, f"{key}: {answer[key]} is not it"
+
+    lesson.check("00_words", {"first": " adamw", "second": "No  sync ", "third": "4"}, test)
+    lesson.check("00_words", {"first": "Adam", "second": "no sync", "third": 4}, test)
+    lesson.check("00_words", {"first": "AdamW"}, test)
+    lesson.check("00_word", "B ", lambda word: None if word == "b" and word in ("a", "b") else 1 / 0)
     lines = capsys.readouterr().out.splitlines()
-    assert "You kept no guess" in lines[0]
-    assert "Well guessed" in lines[1]
-    assert "Off by 50%" in lines[2]
-    assert "You said so" in lines[3]
-    with pytest.raises(KeyError):
-        lesson.score("d", 1)
+    assert lines[0] == "00_words: right."
+    assert lines[1].startswith("00_words: not right yet. first: Adam is not it")
+    assert "there is no entry 'second'" in lines[2]
+    assert lines[3] == "00_word: right."
+
+
+def test_check_lets_a_function_return_nothing_where_that_is_right(lesson, capsys):
+    def test(fill):
+        fill(rows := [])
+        assert rows, "nothing was put in"
+
+    lesson.check("00_fill", lambda rows: rows.append(1), test)
+    lesson.check("00_fill", lambda rows: None, test, returns=False)
+    printed = capsys.readouterr().out
+    assert printed.startswith("00_fill: right.\n00_fill: not right yet. nothing was put in")
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """The bundles of data that a lesson gives to IPython."""
+    import IPython.display
+
+    bundles = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, **options: bundles.append(data))
+    return bundles
+
+
+def test_predict_gives_the_verdict_at_once_and_closes_the_answer_until_then(lesson, capsys, displayed):
+    for name, guess, truth in (
+        ("a", 5, 5.2), ("a", 5, lambda: 10), ("a", "left", "Left"), ("a", "right", "left"), ("a", True, True),
+        ("a", "twelve", 12), ("a", 3, "left"), ("a", "30 %", 30),
+    ):  # fmt: skip
+        lesson.predict(name, guess, truth)
+    assert capsys.readouterr().out.splitlines() == [
+        "a: it is 5.2, you said 5. Well guessed.",
+        "a: it is 10, you said 5. Off by 50%.",
+        "a: it is Left. You said so.",
+        "a: it is left. You said right.",
+        "a: it is yes. You said so.",
+        "a: you say twelve, but a number is asked for.",
+        "a: you say 3, but a word is asked for.",
+        "a: it is 30, you said 30. Well guessed.",
+    ]
+    lesson.predict("tokens & more", None, lambda: 1234)
+    assert not capsys.readouterr().out
+    (bundle,) = displayed
+    before, details = bundle["text/html"].split("<details>")
+    assert "tokens &amp; more: no guess yet." in before and "1,234" in details and details.endswith("</details>")
+    for text in (before, bundle["text/plain"]):
+        assert "None" in text and "1,234" not in text
 
 
 def test_show_refuses_axes_without_labels(lesson):
@@ -283,16 +363,23 @@ def test_show_refuses_axes_without_labels(lesson):
         lesson.show(fig, "a line")
 
 
-def test_show_source_names_the_file_and_notices_a_renamed_line(lesson, monkeypatch):
-    import IPython.display
-
+def test_show_source_shows_highlighted_code_and_notices_a_renamed_line(lesson, displayed):
     import train_gpt2
 
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, **options: shown.append(data["text/markdown"]))
     lesson.show_source(train_gpt2.GPT._init_weights)  # behind torch.no_grad, whose file is another
-    assert shown[0].startswith("`train_gpt2.py`, line ") and "def _init_weights" in shown[0]
+    page, text = displayed[-1]["text/html"], displayed[-1]["text/plain"]
+    assert text.startswith("train_gpt2.py, line ") and "def _init_weights" in text
+    assert "white-space: pre;" in page and "overflow-x: auto" in page and "monospace" in page
+    assert page.count('<span style="color: ') > 10
+    code = re.sub(r"<[^>]*>", "", page.split("<pre", 1)[1].split(">", 1)[1])
+    assert html.unescape(code) == text.split("\n\n", 1)[1], "every space and every line is kept"
     lesson.show_source(lesson.steps, until="return")
-    assert "def steps" in shown[1] and "return fast" not in shown[1]
-    with pytest.raises(ValueError, match="no line"):
-        lesson.show_source(lesson.steps, until="no such line")
+    assert "def steps" in displayed[-1]["text/plain"] and "return fast" not in displayed[-1]["text/plain"]
+    lesson.show_source(train_gpt2, start="PRESETS = {", until="# === 2")
+    lines = displayed[-1]["text/plain"].splitlines()
+    source = (ROOT / "train_gpt2.py").read_text(encoding="utf-8").splitlines()
+    number = int(re.fullmatch(r"train_gpt2.py, line (\d+):", lines[0])[1])
+    assert source[number - 1] == lines[2] and lines[2].startswith("PRESETS = {") and lines[-1] == "}"
+    for where in ({"until": "no such line"}, {"start": "no such line"}, {"start": "return", "until": "def steps"}):
+        with pytest.raises(ValueError, match="no line of steps holds"):
+            lesson.show_source(lesson.steps, **where)
