@@ -28,12 +28,7 @@ Map:  1 sources   2 encoding   3 shards   4 the manifest   5 building   6 --info
 FineWeb and FineWeb-Edu: Penedo et al. 2024, arXiv 2406.17557.
 """
 
-import argparse
-import contextlib
-import difflib
-import glob
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -45,75 +40,33 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 import tokenizer
-from tokenizer import EOT
+from tokenizer import EOT, VERSIONS, Parser, UserError, describe_counts, explaining, require, run_main, write_whole
 
-# datasets, huggingface_hub, pyarrow and tqdm are imported where they are used.
-
-
-class UserError(Exception):
-    """A user's mistake: `str(error)` says what is wrong, `error.hint` what to do about it."""
-
-    def __init__(self, message, hint):
-        super().__init__(message)
-        self.hint = hint
-
-
-def require(condition, message, hint):
-    if not condition:
-        raise UserError(message, hint)
+# huggingface_hub and tqdm are imported where they are used.
 
 
 # === 1. Sources: documents in a fixed order, in numbered files. =======================================================
-class Version(NamedTuple):
-    """A published data set. `tokens` are GPT-2's, rounded: for the disk check and the time left, nothing else."""
-
-    dataset: str
-    config: str
-    revision: str  # a commit, not a branch: both data sets have changed since they were first published
-    out: str
-    tokens: float
-
-
-EDU_REVISION = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"  # sample-10BT: 9,672,101 documents, 28.5 GB of parquet
-FINEWEB_REVISION = "9bb295ddab0e05d785b879661af7260fed5140fc"  # tagged v1.4.0
-VERSIONS = {
-    "10Bedu": Version("HuggingFaceFW/fineweb-edu", "sample-10BT", EDU_REVISION, "edu_fineweb10B", 9.98e9),
-    "100Bedu": Version("HuggingFaceFW/fineweb-edu", "sample-100BT", EDU_REVISION, "edu_fineweb100B", 100e9),
-    "10B": Version("HuggingFaceFW/fineweb", "sample-10BT", FINEWEB_REVISION, "fineweb10B", 10.3e9),
-    "100B": Version("HuggingFaceFW/fineweb", "sample-100BT", FINEWEB_REVISION, "fineweb100B", 103e9),
+SIZES = {  # of VERSIONS: the folder it goes to; its tokens, GPT-2's, for the disk check and the time left only
+    "10Bedu": ("edu_fineweb10B", 9.98e9),
+    "100Bedu": ("edu_fineweb100B", 100e9),
+    "10B": ("fineweb10B", 10.3e9),
+    "100B": ("fineweb100B", 103e9),
 }
-READ_ROWS = 32  # rows read at a time
-PART_CHARS = 2**20  # characters of a text file read at a time; a longer document in it comes in parts
+KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".txt", ".text", ".md")  # ends of names that FileSource takes
 
 
-class Part(NamedTuple):
-    """A document, or a stretch of a long one, or a row that cannot be used (then text is empty)."""
+class HubSource(tokenizer.HubDocuments):
+    """A split of a data set on the Hugging Face Hub, streamed; a local folder laid out like one works too."""
 
-    text: str
-    starts: bool  # True at the start of a document: <|endoftext|> goes before it
-    problem: str | None = None
+    expected_tokens = None
 
-
-class HubSource:
-    """A split of a data set on the Hugging Face Hub, streamed; a local folder laid out like one works too.
-
-    `huggingface_hub` and `datasets` wait and try again for minutes when the network fails. Only what they give up on
-    ends the run, with an error, and the same command goes on.
-    """
-
-    def __init__(self, dataset, config, split, revision, text_column="text", tokens=None):
-        self.dataset, self.config, self.split, self.revision = dataset, config, split, revision
-        self.text_column, self.expected_tokens = text_column, tokens
-        self.prefix = re.sub(r"[^A-Za-z0-9.]", "", Path(dataset).name) or "data"
-
-    def reading(self):
-        hint = "check the name and the network; the same command goes on where it stopped; --files needs no network"
-        return explaining(f"cannot read the data set {self.dataset}", Exception, hint)
+    @property
+    def prefix(self):
+        return re.sub(r"[^A-Za-z0-9.]", "", Path(self.dataset).name) or "data"
 
     def resolve(self, known):
         """Replaces a branch, a tag or None by the commit it means today; None by that of a folder that is continued
@@ -130,27 +83,6 @@ class HubSource:
         return dict(kind="hub", dataset=self.dataset, config=self.config, split=self.split, revision=self.revision,
                     text_column=self.text_column)
 
-    def open(self):
-        """Fetches the list of files and a schema; returns how many files there are."""
-        import datasets
-
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs each error that it also raises
-        datasets.disable_progress_bars()
-        with self.reading():
-            builder = datasets.load_dataset_builder(self.dataset, self.config, revision=self.revision)
-            self.stream = builder.as_streaming_dataset(split=self.split)
-            require_column(self.text_column, self.stream.features or [self.text_column], self.dataset)
-            if hasattr(builder.config, "columns"):  # parquet: do not fetch the other columns
-                builder.config.columns = [self.text_column]
-                self.stream = builder.as_streaming_dataset(split=self.split)
-            return self.stream.num_shards
-
-    def parts(self, k):
-        file = self.stream.shard(num_shards=self.stream.num_shards, index=k)  # `datasets` calls a file a shard
-        with self.reading():
-            for table in file.with_format("arrow").iter(batch_size=READ_ROWS):
-                yield from column_parts(table.column(self.text_column), self.dataset)
-
 
 class FileSource:
     """Files of one's own: parquet and JSON lines (one document a row), text (documents between <|endoftext|>)."""
@@ -158,15 +90,13 @@ class FileSource:
     prefix = "docs"
 
     def __init__(self, patterns, text_column="text"):
-        found, unique = sorted(path for pattern in patterns for path in expand(pattern)), {}
-        for path in found:
-            unique.setdefault(os.path.realpath(path), path)
-        self.paths, self.text_column = list(unique.values()), text_column
-        if again := len(found) - len(self.paths):
-            print(f"{again} of {len(found)} files are given again, by the same or another name: each is read once")
-        self.readers = [reader_of(path) for path in self.paths]
+        self.paths, self.text_column = tokenizer.expand(patterns), text_column
+        for path in self.paths:
+            require(tokenizer.kind_of(path) in KINDS, f"{path} is of no kind that can be read",
+                    "names end in .parquet, .jsonl or .txt; .jsonl and .txt may be followed by .gz or .zst")
         # For the disk and the time left: packing typically leaves a third of a text, and four bytes make a token.
-        sizes = [os.path.getsize(path) * (1 if path.endswith(tuple(TEXT_READERS)) else 3) for path in self.paths]
+        packed = (".parquet", ".gz", ".zst")
+        sizes = [os.path.getsize(path) * (3 if path.endswith(packed) else 1) for path in self.paths]
         self.expected_tokens = sum(sizes) / 4
 
     def describe(self):
@@ -175,143 +105,8 @@ class FileSource:
     def open(self):
         return len(self.paths)
 
-    def parts(self, k):
-        """Raises UserError if the file cannot be read, or holds nothing that can be used."""
-        path, good, bad = self.paths[k], 0, Counter()
-        with explaining(f"cannot read {path}", (OSError, ValueError), "is it complete, and what its name says?"):
-            for part in self.readers[k](path, self.text_column):
-                yield part
-                good += not part.problem
-                bad.update([part.problem] if part.problem else [])
-        require(good or not bad, f"{path} holds nothing that can be used: {describe_counts(bad)}",
-                "text is UTF-8; JSON is an object a line, with the text in the column --text_column")
-
-
-@contextlib.contextmanager
-def explaining(what, errors, hint):
-    """Turns an error of the classes `errors` into a UserError that says what failed."""
-    try:
-        yield
-    except UserError:
-        raise
-    except errors as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"{what}: {reason}", hint) from error
-
-
-def require_column(text_column, columns, name):
-    require(text_column in columns, f"{name} has no column {text_column!r}, only {', '.join(map(repr, columns))}",
-            "choose the column that holds the documents with --text_column")
-
-
-def column_parts(column, name):
-    """Arrow column -> Parts. Raises UserError if it holds no text."""
-    kind = str(column.type).removeprefix("large_")
-    require(kind.startswith(("string", "binary", "dictionary<values=string", "null")),
-            f"the column of {name} holds {kind}, not text", "choose another with --text_column")
-    return map(row_part, column.cast("large_binary").to_pylist())  # Arrow does not check that its strings are UTF-8
-
-
-def row_part(value):
-    """A value of the text column -> Part."""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError:
-            return Part("", False, "invalid UTF-8")
-    if isinstance(value, str):
-        return Part(value, True)
-    return Part("", False, "no text" if value is None else "not text")
-
-
-def parquet_parts(path, text_column):
-    """Parquet file -> Parts. Not with `datasets`, which reads whole row groups: one's own file may be a single one."""
-    import pyarrow.parquet
-
-    with open(path, "rb") as file:
-        parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-        require_column(text_column, parquet.schema_arrow.names, path)
-        for batch in parquet.iter_batches(batch_size=READ_ROWS, columns=[text_column], use_threads=False):
-            yield from column_parts(batch.column(0), path)
-
-
-def json_parts(path, text_column):
-    """File of JSON lines -> Parts. Not with `datasets`, which gives up a whole file for one broken line."""
-    for line in open_unpacked(path):
-        if line.strip():
-            try:
-                yield row_part(json.loads(line.decode("utf-8-sig"))[text_column])
-            except UnicodeDecodeError:
-                yield Part("", False, "invalid UTF-8")
-            except (ValueError, RecursionError):
-                yield Part("", False, "invalid JSON")
-            except KeyError:
-                yield Part("", False, f"no column {text_column!r}")
-            except TypeError:
-                yield Part("", False, "no JSON object")
-
-
-def text_parts(path, _):
-    """Text file -> Parts; the documents are those of tokenizer.split_documents, but read in bounded memory."""
-    starts = True
-    for text, ends in text_pieces(io.TextIOWrapper(open_unpacked(path), "utf-8-sig", errors="surrogateescape")):
-        try:
-            text.encode("utf-8")  # fails on what was no UTF-8: surrogateescape has kept it as lone surrogates
-            part = Part(text, starts)
-        except UnicodeEncodeError:
-            part = Part("", False, "invalid UTF-8")
-        if not starts or text.strip():
-            yield part
-            starts = starts and bool(part.problem)
-        starts = starts or ends
-
-
-def text_pieces(file):
-    """Text file -> (text, True if a document ends with it): pieces that depend on the text and PART_CHARS alone."""
-    marker = re.compile(re.escape(EOT) + r"\n?")  # a line break after a marker belongs to the marker
-    # GPT-2's pattern, and any other that a tokenizer file may name, ends a word where white space follows something
-    # else, and never looks back: encoding the two sides of such a place apart gives the tokens of the whole.
-    safe_cut = re.compile(r"\S(?=[ \n])")
-    rest = ""
-    while chunk := file.read(PART_CHARS):
-        rest += chunk
-        if rest.endswith(EOT):
-            rest += file.read(1)  # the line break, if there is one
-        *ended, rest = marker.split(rest)
-        yield from ((document, True) for document in ended)
-        while cut := safe_cut.search(rest, PART_CHARS):
-            yield rest[:cut.end()], False
-            rest = rest[cut.end():]
-    yield rest, True
-
-
-TEXT_READERS = {".jsonl": json_parts, ".ndjson": json_parts, ".json": json_parts, ".txt": text_parts,
-                ".text": text_parts, ".md": text_parts}
-
-
-def reader_of(path):
-    """The function that makes Parts of a file, by the end of its name."""
-    kind = Path(path.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-    reader = (TEXT_READERS | {".parquet": parquet_parts}).get(kind)
-    require(reader, f"{path} is of no kind that can be read",
-            "names end in .parquet, .jsonl or .txt; .jsonl and .txt may be followed by .gz or .zst")
-    return reader
-
-
-def open_unpacked(path):
-    """Binary file whose content is unpacked while it is read, if its name ends in .gz or .zst."""
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(path), 2**20)
-
-
-def expand(pattern):
-    """Glob pattern -> paths of files. Raises UserError if nothing matches."""
-    pattern = os.path.expanduser(pattern)
-    literal = os.path.isfile(pattern)  # "notes [1].txt" is a name first and a pattern second
-    paths = [pattern] if literal else [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-    require(paths, f"no file matches {pattern!r}", "give names, or a pattern in quotes such as 'docs/*.jsonl'")
-    return paths
+    def documents(self, k):
+        return tokenizer.read_documents(self.paths[k], self.text_column)
 
 
 def describe_file(path, length=2**16):
@@ -324,12 +119,12 @@ def describe_file(path, length=2**16):
     return dict(file=Path(path).name, bytes=status.st_size, mtime_ns=status.st_mtime_ns, ends_sha256=digest.hexdigest())
 
 
-def read_parts(source, file, part):
-    """(file number, part number, Part) in order, from a place on: so many files, and parts of the next, are used up."""
+def read_pieces(source, file, piece):
+    """(file number, piece number, Piece) in order, from a place on: so many files, and pieces of the next, are used."""
     require_place(file < (files := source.open()))
     for k in range(file, files):
-        skip, number = part if k == file else 0, -1
-        for number, item in enumerate(source.parts(k)):
+        skip, number = piece if k == file else 0, -1
+        for number, item in enumerate(source.documents(k)):
             if number >= skip:
                 yield k, number, item
         require_place(number + 1 >= skip)
@@ -347,14 +142,15 @@ BATCH_CHARS = 2**19  # text handed to a thread at a time
 AHEAD_CHARS = 2**24  # text that is read ahead of the shard (more for many threads), so that none waits for the network
 
 
-def encode_batch(enc, parts):
-    """List of Parts -> list of (uint16 tokens, problem or None), one a part.
+def encode_batch(enc, pieces):
+    """List of Pieces -> list of (uint16 tokens, problem or None), one a piece.
 
     Whole documents are encoded together, with the marker between them that the stream has anyway: one long call
     outside Python's lock instead of many short ones that wait for it.
     """
-    eot, text = tokenizer.eot_id(enc), "".join(EOT + part.text for part in parts)
-    if all(part.starts for part in parts) and text.count(EOT) == len(parts):  # no document quotes the marker
+    eot, text = tokenizer.eot_id(enc), "".join(EOT + piece.text for piece in pieces)
+    whole = all(piece.starts and not piece.problem for piece in pieces)
+    if whole and text.count(EOT) == len(pieces):  # no document quotes the marker
         try:
             ids = enc.encode_to_numpy(text, allowed_special={EOT}, disallowed_special=()).astype(np.uint16)
             starts = np.flatnonzero(ids == eot).tolist()
@@ -362,10 +158,10 @@ def encode_batch(enc, parts):
         except BaseException as error:
             raise_unless_of_text(error)  # go on one by one, to find the document
     encoded = []
-    for text, starts, problem in parts:
-        ids = [eot] * starts
+    for text, starts, problem in pieces:
+        ids = [] if problem or not starts else [eot]
         try:
-            ids += enc.encode_ordinary(text)
+            ids += tokenizer.encode(enc, text)
         except BaseException as error:
             raise_unless_of_text(error)
             problem = f"tokenizer failed ({type(error).__name__})"
@@ -380,14 +176,14 @@ def raise_unless_of_text(error):
         raise error
 
 
-def encode_in_order(enc, numbered_parts, threads):
-    """(file, number, Part) -> (file, number, tokens, problem), encoded in threads, in order, in bounded memory."""
+def encode_in_order(enc, numbered_pieces, threads):
+    """(file, number, Piece) -> (file, number, tokens, problem), encoded in threads, in order, in bounded memory."""
     pool, waiting, ahead = ThreadPoolExecutor(threads), deque(), 0  # (batch, its size, future), oldest first
     most = max(AHEAD_CHARS, 2 * threads * BATCH_CHARS)
     try:
-        for batch, size in itertools.chain(batches(numbered_parts), [(None, 0)]):
+        for batch, size in itertools.chain(batches(numbered_pieces), [(None, 0)]):
             if batch:
-                waiting.append((batch, size, pool.submit(encode_batch, enc, [part for *_, part in batch])))
+                waiting.append((batch, size, pool.submit(encode_batch, enc, [piece for *_, piece in batch])))
                 ahead += size
             while waiting and (not batch or ahead > most or waiting[0][2].done()):
                 done, size, future = waiting.popleft()
@@ -398,10 +194,10 @@ def encode_in_order(enc, numbered_parts, threads):
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def batches(numbered_parts):
-    """(file, number, Part) -> lists of them with about BATCH_CHARS of text, and the size of each."""
+def batches(numbered_pieces):
+    """(file, number, Piece) -> lists of them with about BATCH_CHARS of text, and the size of each."""
     batch, size = [], 0
-    for item in numbered_parts:
+    for item in numbered_pieces:
         batch.append(item)
         size += len(item[2].text) + 100  # an empty document takes memory too
         if size >= BATCH_CHARS:
@@ -415,15 +211,15 @@ def batches(numbered_parts):
 def make_shards(source, enc, place, shard_size, threads=1, progress=lambda n: None):
     """Shards of `shard_size` tokens from a place in the source on. The last has what is left, which may be nothing.
 
-    A place is [file, part, token]: so many files, parts of the next file and tokens of the next part are used up. It
+    A place is [file, piece, token]: so many files, pieces of the next and tokens of the next piece are used up. It
     depends on the source and the tokenizer only, never on batches or threads.
 
     Yields (uint16 tokens, a view that is valid until the next shard is asked for; the place where the next shard
     starts, None at the source's end; Counter of the problems of rows that could not be used).
     """
     buffer, filled, problems = np.empty(shard_size, dtype=np.uint16), 0, Counter()
-    used = place[2]  # tokens of the part that are already in a shard
-    for file, number, tokens, problem in encode_in_order(enc, read_parts(source, *place[:2]), threads):
+    used = place[2]  # tokens of the piece that are already in a shard
+    for file, number, tokens, problem in encode_in_order(enc, read_pieces(source, *place[:2]), threads):
         require_place(used < len(tokens) or not used)
         problems.update([problem] if problem else [])
         while True:
@@ -447,29 +243,17 @@ def write_shard(path, tokens, start, enc):
     for token, rank in enc._mergeable_ranks.items():
         byte_lengths[rank] = len(token)
     slices = (tokens[i:i + 2**20] for i in range(0, len(tokens), 2**20))  # the numbers of a whole shard take 400 MB
-    digest = write_whole(path, lambda file: np.save(file, tokens, allow_pickle=False))
+    hint = "make room; finished shards are kept, and the same command goes on"
+    write_whole(path, lambda file: np.save(file, tokens, allow_pickle=False), hint)
     documents = int(np.count_nonzero(tokens == tokenizer.eot_id(enc)))
     text_bytes = sum(int(byte_lengths[ids].sum(dtype=np.int64)) for ids in slices)
     return dict(file=path.name, split=path.name.split("_")[1], tokens=len(tokens), documents=documents,
-                bytes=text_bytes, sha256=digest, start=start)
+                bytes=text_bytes, sha256=sha256_of(path), start=start)
 
 
-def write_whole(path, write):
-    """write(file), then the name: whoever looks sees the old file or the whole new one. Returns the sha256."""
-    temporary = path.with_name(path.name + ".tmp")  # matches no pattern that looks for *.npy
-    hint = "make room; finished shards are kept, and the same command goes on"
-    with explaining(f"cannot write {path}", OSError, hint):
-        try:
-            with open(temporary, "wb+") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return digest
+def sha256_of(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # === 4. The manifest. =================================================================================================
@@ -543,9 +327,7 @@ def shard_fault(folder, shard, read=False):
         return "missing"
     if path.stat().st_size != size:
         return f"{path.stat().st_size:,} bytes instead of {size:,}"
-    with open(path, "rb") as file:
-        changed = read and hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]
-    return "its sha256 has changed" if changed else None
+    return "its sha256 has changed" if read and sha256_of(path) != shard["sha256"] else None
 
 
 def settings(manifest):
@@ -614,9 +396,9 @@ def open_folder(out, wanted):
         require(fault in (None, "missing"), f"{out / shard['file']} is damaged: {fault}",
                 "delete that file and run the same command again: it alone is made anew")
     # What a killed run can leave: a temporary file, and a shard that the manifest had no time to note.
-    (out / "manifest.json.tmp").touch()  # hours of work must not end in a folder that cannot be written to
+    (out / "manifest.json.0.tmp").touch()  # hours of work must not end in a folder that cannot be written to
     unnoted = out.glob(shard_name("*", len(manifest["shards"])))
-    for leftover in [*out.glob("*.npy.tmp"), *out.glob("*.json.tmp"), *unnoted]:
+    for leftover in [*out.glob("*.npy.*tmp"), *out.glob("*.json.*tmp"), *unnoted]:
         leftover.unlink()
     return manifest
 
@@ -669,10 +451,6 @@ def total(shards, key):
     return sum(shard[key] for shard in shards)
 
 
-def describe_counts(problems):
-    return ", ".join(f"{count:,} {problem}" for problem, count in problems.items())
-
-
 # === 6. Looking at a folder of shards. ================================================================================
 def print_info(folder):
     """The manifest as a table, and how a shard begins. Raises UserError if a shard is not as the manifest says."""
@@ -701,15 +479,6 @@ def print_info(folder):
 
 
 # === 7. Commands. =====================================================================================================
-class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes as UserError: every script prints them the same way."""
-
-    def error(self, message):
-        unknown = [word.split("=")[0] for word in message.split() if message.startswith("unrecognized")]
-        near = [n for word in unknown for n in difflib.get_close_matches(word, self._option_string_actions, n=1)]
-        raise UserError(message, f"did you mean {near[0]}?" if near else f"python {self.prog} --help lists all options")
-
-
 def positive(text):
     if not text.isdigit() or int(text) < 1:
         raise ValueError(text)
@@ -743,14 +512,14 @@ def make_source(options):
     """What --version, --dataset or --files asks for -> (source, the folder that it goes to without --out)."""
     extra = [name for name in ("config", "split", "revision") if getattr(options, name)]
     require(options.dataset or not extra, f"--{''.join(extra[:1])} goes with --dataset only", "leave it out")
-    column = options.text_column
     if options.files:
-        return FileSource(options.files, column), "shards"
+        return FileSource(options.files, options.text_column), "shards"
+    chosen = (options.dataset, options.config, options.revision) if options.dataset else VERSIONS[options.version]
+    source = HubSource(*chosen, options.split or "train", options.text_column)
     if options.dataset:
-        source = HubSource(options.dataset, options.config, options.split or "train", options.revision, column)
         return source, f"{source.prefix}_shards"
-    v = VERSIONS[options.version]
-    return HubSource(v.dataset, v.config, "train", v.revision, column, v.tokens), v.out
+    out, source.expected_tokens = SIZES[options.version]
+    return source, out
 
 
 def run(argv):
@@ -778,30 +547,7 @@ def run(argv):
 
 
 def main(argv=None):
-    """Runs the command line. Returns 0; 2 after a user's mistake, 130 after Ctrl-C, 1 if nobody reads the output."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not stop us
-    try:
-        run(argv)
-        sys.stdout.flush()
-        return 0
-    except KeyboardInterrupt:
-        print("\nstopped; finished shards are kept, and the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone (| head): what Python still writes goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        hint = getattr(error, "hint", None)
-        if isinstance(error, ModuleNotFoundError):
-            hint = "pip install -r requirements.txt"
-        elif isinstance(error, OSError):
-            hint = "is it there, and may you use it?"
-        if hint is None:
-            raise
-        print(f"error: {error}\nhint: {hint}", file=sys.stderr)
-        return 2
+    return run_main(run, argv, interrupted="\nstopped; finished shards are kept, and the same command goes on")
 
 
 if __name__ == "__main__":

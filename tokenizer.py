@@ -24,7 +24,6 @@ import base64
 import contextlib
 import difflib
 import glob
-import gzip
 import hashlib
 import heapq
 import io
@@ -35,7 +34,6 @@ import re
 import sys
 import tempfile
 import time
-import zlib
 from array import array
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -85,6 +83,18 @@ def require(condition, message, hint):
     """Raises UserError unless the condition holds."""
     if not condition:
         raise UserError(message, hint)
+
+
+@contextlib.contextmanager
+def explaining(what, errors, hint):
+    """Turns an error of the classes `errors` into a UserError that says what failed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as e:
+        reason = getattr(e, "strerror", None) or f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+        raise UserError(f"{what}: {reason}", hint) from e
 
 
 # === 2. Training: count the words once, then merge, touching only the words that hold the pair. =======================
@@ -411,18 +421,17 @@ def write_whole(path, write, hint="choose a folder you may write to, with space 
     path = Path(os.path.realpath(path))  # a link goes on pointing to the file
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     require(path.is_file() or not path.exists(), f"cannot write {path}: it is no ordinary file", "give another name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # the content is on the disk before the name points to it
-        os.replace(temporary, path)
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}", hint) from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with explaining(f"cannot write {path}", OSError, hint):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())  # the content is on the disk before the name points to it
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def load_tokenizer(name_or_path):
@@ -481,16 +490,13 @@ def _load_gpt2():
         return response.content
 
     tiktoken.load.read_file = read_file  # its own has no time limit: behind a firewall it would hang
-    try:
+    hint = (
+        f"to work offline, copy the two files {' and '.join(GPT2_FILES)} to {_tiktoken_cache()} (or to a folder "
+        "that TIKTOKEN_CACHE_DIR names) from a machine where `python tokenizer.py show hello --tokenizer gpt2` "
+        "has worked; a tokenizer of your own needs no network: `python tokenizer.py train`"
+    )
+    with explaining("GPT-2's tokenizer is not on this machine, and cannot be fetched", Exception, hint):
         return tiktoken.get_encoding("gpt2")
-    except Exception as e:  # whatever tiktoken raises, the user needs to know how to go on
-        hint = (
-            f"to work offline, copy the two files {' and '.join(GPT2_FILES)} to {_tiktoken_cache()} (or to a folder "
-            "that TIKTOKEN_CACHE_DIR names) from a machine where `python tokenizer.py show hello --tokenizer gpt2` "
-            "has worked; a tokenizer of your own needs no network: `python tokenizer.py train`"
-        )
-        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
-        raise UserError(f"GPT-2's tokenizer is not on this machine, and cannot be fetched ({reason})", hint) from e
 
 
 def find_tokenizer(model_path, vocab_size=None):
@@ -530,6 +536,9 @@ def for_shards(folder, asked, sha256, vocab_size=None):
 
 
 # === 6. Documents: of files, of the Hub, and of the one text that the trainer takes. ==================================
+READ_ROWS = 32  # rows of a table that are read at a time
+
+
 class Piece(NamedTuple):
     """A document, or a piece of a long one, or one that cannot be used (then the text is empty)."""
 
@@ -540,76 +549,55 @@ class Piece(NamedTuple):
 
 def expand(patterns):
     """Names and patterns of files (on Windows the shell leaves patterns) -> sorted paths. UserError if one has none."""
-    paths = set()
+    paths = []
     for pattern in map(os.path.expanduser, patterns):
         literal = os.path.isfile(pattern)  # "notes [1].txt" is a name first and a pattern second
         found = [pattern] if literal else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
         require(found, f"no file matches {pattern!r}", "give names, or a pattern in quotes such as 'docs/*.jsonl'")
-        paths.update(found)
-    return sorted(paths)
+        paths += found
+    unique = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}  # of two names the first stays
+    if again := len(paths) - len(unique):
+        print(f"{again} of {len(paths)} files are given again, by the same or another name: each is read once")
+    return sorted(unique.values())
+
+
+def kind_of(path):
+    """The end of a file's name, without .gz or .zst: ".jsonl" of "a.jsonl.gz"."""
+    return Path(str(path).removesuffix(".gz").removesuffix(".zst")).suffix.lower()
 
 
 def read_documents(path, text_column="text"):
-    """The one reader of documents: a file -> its `Piece`s, in order and in bounded memory.
+    """The one reader of files: a path -> its documents as `Piece`s, in order and in bounded memory.
 
-    Names that end in .jsonl, .ndjson or .json have an object with a document on each line, all others are UTF-8 text
-    with `<|endoftext|>` between documents; .gz or .zst may follow. A document that cannot be used is a Piece with a
-    problem. Raises UserError if the file cannot be read, or if none of its documents can be used.
+    A .parquet file has a document in each row, a .jsonl file (or .ndjson, .json) an object with a document on each
+    line; all others are UTF-8 text with `<|endoftext|>` between documents. .gz or .zst may follow. A document that
+    cannot be used is a Piece with a problem. Raises UserError if the file cannot be read, or no document be used.
     """
-    name = str(path).removesuffix(".gz").removesuffix(".zst")
-    read = _json_parts if name.endswith((".jsonl", ".ndjson", ".json")) else _text_parts
-    try:
-        with _open_unpacked(path) as file:
-            yield from _checked(read(file, text_column), path)
-    except (OSError, EOFError, ValueError, zlib.error) as e:  # the last three: a file that is cut short or damaged
-        reason = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
-        raise UserError(f"cannot read {path}: {reason}", "is it there, complete, and what its name says?") from e
+    read = {".parquet": _parquet_pieces} | dict.fromkeys((".jsonl", ".ndjson", ".json"), _json_pieces)
+    good, problems, hint = False, Counter(), "is it there, complete, and what its name says?"
+    with explaining(f"cannot read {path}", (OSError, ValueError), hint), _open_unpacked(str(path)) as file:
+        for piece in read.get(kind_of(path), _text_pieces)(file, text_column):
+            good = good or not piece.problem
+            problems.update([piece.problem] if piece.problem else [])
+            yield piece
+    hint = "text is UTF-8; JSON is an object a line, with the text in the column --text_column"
+    require(good or not problems, f"{path} holds nothing that can be used: {describe_counts(problems)}", hint)
 
 
-def hub_documents(dataset, config=None, revision=None, split="train", text_column="text"):
-    """A data set of the Hugging Face Hub, or a folder laid out like one -> its documents, a stream of `Piece`s.
-
-    Raises UserError if it cannot be reached, or if none of its documents can be used.
-    """
-    import datasets
-    import requests
-
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs each error that it also raises
-    try:
-        if not os.path.isdir(dataset):  # any answer will do: without a network `datasets` would try for half a minute
-            requests.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=TIMEOUT_S)
-        rows = datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=True)
-        yield from _checked((_row_part(row, text_column) for row in rows), dataset)
-    except UserError:
-        raise
-    except Exception as e:  # `datasets` raises many kinds; a fault halfway must not pass for a short stream
-        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        hint = "check the names and the connection to huggingface.co; --files takes text of your own"
-        raise UserError(f"cannot stream {dataset} ({reason})", hint) from e
-
-
-def _checked(parts, source):
-    """Passes the parts on. Raises UserError if none of them can be used, or none of the first hundred."""
-    good, problems = False, Counter()
-    for part in parts:
-        problems.update([part.problem] if part.problem else [])
-        good = good or not part.problem
-        if problems.total() == 100 and not good:
-            break
-        yield part
-    hint = "give UTF-8 text, or .jsonl with its --text_column; --dataset FOLDER reads parquet"
-    require(good or not problems, f"{source} has no text that can be used: {', '.join(problems)[:200]}", hint)
+def describe_counts(problems):
+    """{problem: how often} -> "2 no text, 1 invalid UTF-8"."""
+    return ", ".join(f"{count:,} {problem}" for problem, count in Counter(problems).most_common())
 
 
 def _open_unpacked(path):
-    if str(path).endswith(".zst"):
-        import pyarrow
+    if not path.endswith((".gz", ".zst")):
+        return open(path, "rb")
+    import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return (gzip.open if str(path).endswith(".gz") else open)(path, "rb")
+    return io.BufferedReader(pyarrow.input_stream(path), 2**20)
 
 
-def _text_parts(file, _):
+def _text_pieces(file, _):
     """The documents of `split_documents`, read about a million characters at a time."""
     file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
     rest, starts = "\n", True  # as if a marker with its line break stood before the text, and a marker at its end
@@ -620,37 +608,105 @@ def _text_parts(file, _):
             for piece in document:
                 piece = piece.removeprefix("\n") if starts else piece
                 if piece.strip():
-                    wrong = "zero bytes" if "\0" in piece else "invalid UTF-8" if _well_formed(piece) != piece else None
+                    sound = _well_formed(piece) == piece
+                    wrong = "invalid UTF-8" if not sound else "zero bytes" if "\0" in piece else None
                     yield Piece("" if wrong else piece, starts, wrong)
                     starts = starts and bool(wrong)
             starts = starts or document is not begun
 
 
-def _json_parts(file, text_column):
+def _json_pieces(file, text_column):
+    """Not with `datasets`, which gives up a whole file for one broken line."""
     for line in filter(bytes.strip, file):
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            yield _row_piece(json.loads(line.decode("utf-8-sig"))[text_column])
         except (ValueError, RecursionError) as e:
             yield Piece("", problem="invalid UTF-8" if isinstance(e, UnicodeDecodeError) else "invalid JSON")
-        else:
-            yield _row_part(row, text_column)
+        except KeyError:
+            yield Piece("", problem=f"no column {text_column!r}")
+        except TypeError:
+            yield Piece("", problem="no JSON object")
 
 
-def _row_part(row, text_column):
-    if not isinstance(row, dict):
-        return Piece("", problem="no JSON object")
-    if text_column not in row:
-        return Piece("", problem=f"no column {text_column!r}, only {', '.join(map(repr, row))}"[:200])
-    text = row[text_column]
-    return Piece(text) if isinstance(text, str) else Piece("", problem="no text" if text is None else "not text")
+def _parquet_pieces(file, text_column):
+    """Not with `datasets`, which reads whole groups of rows: a file of one's own may be a single one."""
+    import pyarrow.parquet
+
+    parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+    _require_column(text_column, parquet.schema_arrow.names, file.name)
+    for batch in parquet.iter_batches(batch_size=READ_ROWS, columns=[text_column], use_threads=False):
+        yield from _column_pieces(batch.column(0), file.name)
+
+
+def _require_column(text_column, columns, name):
+    what = f"{name} has no column {text_column!r}, only {', '.join(map(repr, columns))}"
+    require(text_column in columns, what, "choose the column that holds the documents with --text_column")
+
+
+def _column_pieces(column, name):
+    kind = str(column.type).removeprefix("large_")
+    is_text = kind.startswith(("string", "binary", "dictionary<values=string", "null"))
+    require(is_text, f"the column of {name} holds {kind}, not text", "choose another with --text_column")
+    return map(_row_piece, column.cast("large_binary").to_pylist())  # Arrow does not check that its strings are UTF-8
+
+
+def _row_piece(value):
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            return Piece("", problem="invalid UTF-8")
+    return Piece(value) if isinstance(value, str) else Piece("", problem="no text" if value is None else "not text")
+
+
+class HubDocuments:
+    """A split of a data set of the Hugging Face Hub, or of a folder laid out like one, read as a stream.
+
+    `huggingface_hub` and `datasets` wait and try again for minutes when the network fails. What they give up on is a
+    UserError: a fault halfway must not pass for the end of the stream.
+    """
+
+    def __init__(self, dataset, config=None, revision=None, split="train", text_column="text"):
+        self.dataset, self.config, self.revision, self.split = dataset, config, revision, split
+        self.text_column = text_column
+
+    def reading(self):
+        hint = "check the name and the network; then the same command goes on; --files needs no network"
+        return explaining(f"cannot read the data set {self.dataset}", Exception, hint)
+
+    def open(self):
+        """Fetches the list of files and a schema; returns how many files there are."""
+        import datasets
+        import requests
+
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs each error that it also raises
+        datasets.disable_progress_bars()
+        with self.reading():
+            if not os.path.isdir(self.dataset):  # any answer will do: without a network `datasets` tries long
+                requests.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=TIMEOUT_S)
+            builder = datasets.load_dataset_builder(self.dataset, self.config, revision=self.revision)
+            self.stream = builder.as_streaming_dataset(split=self.split)
+            _require_column(self.text_column, self.stream.features or [self.text_column], self.dataset)
+            if hasattr(builder.config, "columns"):  # parquet: do not fetch the other columns
+                builder.config.columns = [self.text_column]
+                self.stream = builder.as_streaming_dataset(split=self.split)
+        return self.stream.num_shards
+
+    def documents(self, k):
+        """The documents of file k as `Piece`s."""
+        file = self.stream.shard(num_shards=self.stream.num_shards, index=k)  # `datasets` calls a file a shard
+        with self.reading():
+            for table in file.with_format("arrow").iter(batch_size=READ_ROWS):
+                yield from _column_pieces(table.column(self.text_column), self.dataset)
 
 
 def read_text(path):
     """A file -> its documents as one str, with markers between them. Raises UserError unless all of it is text."""
     text = []
-    for part in read_documents(path):
-        require(not part.problem, f"{path} is not UTF-8 text: {part.problem}", "save it as UTF-8, or give another file")
-        text += [f"{EOT}\n", part.text] if part.starts and text else [part.text]
+    for piece in read_documents(path):
+        what = f"{path} is not UTF-8 text: {piece.problem}"
+        require(not piece.problem, what, "save it as UTF-8, or give another file")
+        text += [f"{EOT}\n", piece.text] if piece.starts and text else [piece.text]
     require(text, f"{path} has no text in it", "choose a file with more than white space and markers")
     return "".join(text)
 
@@ -703,11 +759,12 @@ def command_train(args):
     require(args.samples > 0, f"--samples is {args.samples}", "it is a number of characters, at least 1")
     if args.version or args.dataset:
         source = VERSIONS.get(args.version, (args.dataset, args.config, args.revision))
-        parts, limit = hub_documents(*source, args.split or "train", args.text_column), args.samples
+        stream, limit = HubDocuments(*source, args.split or "train", args.text_column), args.samples
+        documents = map(stream.documents, range(stream.open()))
         name = args.version or Path(args.dataset).name
     else:
         files, limit = expand(args.files), sys.maxsize
-        parts = itertools.chain.from_iterable(read_documents(file, args.text_column) for file in files)
+        documents = (read_documents(file, args.text_column) for file in files)
         name = Path(re.sub(r"\.(gz|zst)$", "", files[0])).stem
     name, problems = args.name or re.sub(r"[^\w.-]", "_", name), Counter()
     plain = re.fullmatch(r"[\w.-]+", name)
@@ -715,25 +772,24 @@ def command_train(args):
     out = _file_of(args.out or f"{name}.json")
     existed = _replaces_tokenizer(out)
 
-    started, pattern, texts = time.perf_counter(), KNOWN_PATTERNS[args.pattern], _texts(parts, limit, problems)
+    started, pattern, texts = time.perf_counter(), KNOWN_PATTERNS[args.pattern], _texts(documents, limit, problems)
     ranks = train_bpe(texts, args.vocab_size, pattern=pattern, on_merge=print_merge if args.demo else None)
     save_tokenizer(make_encoding(ranks, name, pattern), out)
     seconds = time.perf_counter() - started
     if problems:
-        found = ", ".join(f"{count:,} {problem}" for problem, count in problems.most_common(5))
-        print(f"{problems.total():,} documents could not be used: {found}", file=sys.stderr)
+        print(f"{problems.total():,} documents could not be used: {describe_counts(problems)}", file=sys.stderr)
     print(f"{len(ranks) + 1:,} tokens = 256 bytes + {len(ranks) - 256:,} merges + {EOT}, learned in {seconds:.1f} s")
     print(f"{'replaced' if existed else 'wrote'} {out}   (--out PATH writes elsewhere)")
     print(f'next: python tokenizer.py show "Once upon a time" --tokenizer {out}')
     print(f"      python train_gpt2.py --tokenizer {out}")
 
 
-def _texts(parts, limit, problems):
-    """Pieces -> their texts, `limit` characters of them. Counts the problems."""
-    for part in parts:
-        problems.update([part.problem] if part.problem else [])
-        yield part.text[:limit]
-        limit -= len(part.text)
+def _texts(documents, limit, problems):
+    """Iterables of Pieces -> their texts, `limit` characters of them. Counts the problems."""
+    for piece in itertools.chain.from_iterable(documents):
+        problems.update([piece.problem] if piece.problem else [])
+        yield piece.text[:limit]
+        limit -= len(piece.text)
         if limit <= 0:
             return
 
@@ -831,7 +887,7 @@ def make_parser():
     commands = parser.add_subparsers(required=True, metavar="{train,show,eval}")
     train = commands.add_parser("train", help="learn a vocabulary and write it to NAME.json", allow_abbrev=False)
     source = train.add_mutually_exclusive_group()
-    kinds = f"text with {EOT} between documents, or .jsonl"
+    kinds = f"text with {EOT} between documents, .jsonl or .parquet"
     source.add_argument("--files", nargs="+", metavar="FILE", default=["input.txt"], help=f"{kinds} (input.txt)")
     source.add_argument("--version", choices=VERSIONS, help="a stream of FineWeb-Edu or FineWeb")
     source.add_argument("--dataset", metavar="NAME", help="a stream of any data set of the Hugging Face Hub")
@@ -867,7 +923,7 @@ def run(argv):
     args.run(args)
 
 
-def run_main(function, argv=None):
+def run_main(function, argv=None, interrupted="interrupted"):
     """Calls function(argv) and returns the exit code: 0, or after a user's mistake, told in two lines, 2."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -877,13 +933,13 @@ def run_main(function, argv=None):
         print(end="", flush=True)  # a closed pipe shows here, and not when Python ends
         return 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        print(interrupted, file=sys.stderr, flush=True)
         return 130  # what a shell reports for Ctrl-C
     except BrokenPipeError:  # the reader of our output has gone (| head): what Python still writes goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as e:
-        text, hint = " ".join(str(e).split())[:300], getattr(e, "hint", None)
+        text, hint = " ".join(str(e).split())[:600], getattr(e, "hint", None)
         if isinstance(e, ModuleNotFoundError):
             hint = f"pip install {e.name}"
         elif isinstance(e, OSError):

@@ -12,7 +12,6 @@ import errno
 import gzip
 import hashlib
 import http.server
-import io
 import itertools
 import json
 import multiprocessing
@@ -151,7 +150,7 @@ PIECES = ["word", "it's", " ", "  ", "\n", "\n\n", "\t", "!", "?!", "12", "é", 
 
 
 @pytest.mark.parametrize("pattern", {*tokenizer.KNOWN_PATTERNS.values()})
-def test_a_text_file_gives_the_documents_of_split_documents(pattern, monkeypatch):
+def test_a_text_file_gives_the_documents_of_split_documents(pattern, tmp_path, monkeypatch):
     """Wherever a chunk ends, in pieces that are encoded to the tokens of the whole, by every pattern that a tokenizer
     file may name; the tokenizer has merges of white space too."""
     rng, longest = random.Random(0), 0
@@ -159,25 +158,24 @@ def test_a_text_file_gives_the_documents_of_split_documents(pattern, monkeypatch
     assert b"  " in ranks and b"\n\n" in ranks
     enc = tokenizer.make_encoding(ranks, "spaces", pattern)
     for _ in range(400):
-        monkeypatch.setattr(fineweb, "PART_CHARS", rng.choice([1, 5, 13, 40, 1000]))
+        monkeypatch.setattr(tokenizer, "PIECE_CHARS", rng.choice([1, 5, 13, 40, 1000]))
         text = "".join(rng.choices(PIECES, k=rng.randrange(40)))
-        documents, ended = [], True
-        for piece, ends in fineweb.text_pieces(io.StringIO(text)):
-            if ended:
-                documents.append([])
-            documents[-1].append(piece)
-            ended = ends
+        (tmp_path / "a.txt").write_bytes(text.encode())
+        documents = []
+        for piece in tokenizer.read_documents(tmp_path / "a.txt"):
+            documents += [[]] * piece.starts
+            documents[-1] = [*documents[-1], piece.text]
         joined = ["".join(pieces) for pieces in documents]
-        assert [document for document in joined if document.strip()] == tokenizer.split_documents(text)
+        assert joined == tokenizer.split_documents(text)
         for document, pieces in zip(joined, documents, strict=True):
             assert [i for piece in pieces for i in enc.encode_ordinary(piece)] == enc.encode_ordinary(document)
             longest = max(longest, len(pieces))
-    assert ended and longest > 5
+    assert longest > 5
 
 
 def test_a_line_of_megabytes_neither_stalls_nor_changes(tmp_path, enc, tokenizer_file):
     text = " ".join(STORIES[:200]).replace("\n", " ")
-    long = text * (2 * fineweb.PART_CHARS // len(text) + 1)
+    long = text * (2 * tokenizer.PIECE_CHARS // len(text) + 1)
     documents = ["before", long, "a" * 300_000, "after"]
     write_jsonl(tmp_path / "a.jsonl", documents)
     (tmp_path / "b.txt").write_text(EOT.join(documents), encoding="utf-8")
@@ -233,7 +231,7 @@ def test_a_document_that_the_tokenizer_fails_on_is_counted(enc):
                 return enc.encode_ordinary(text)
 
         Broken.failure = failure
-        encoded = fineweb.encode_batch(Broken(), [fineweb.Part(text, True) for text in ("good", "bad", "fine")])
+        encoded = fineweb.encode_batch(Broken(), [tokenizer.Piece(text) for text in ("good", "bad", "fine")])
         assert np.concatenate([tokens for tokens, _ in encoded]).tolist() == reference(enc, ["good", "", "fine"])
         problem = f"tokenizer failed ({type(failure).__name__})"
         assert [problem for _, problem in encoded] == [None, problem, None]
@@ -290,11 +288,11 @@ class Endless:
     def open(self):
         return 1
 
-    def parts(self, k):
+    def documents(self, k):
         for number in itertools.count():
             self.taken += 1
             assert self.taken < 10_000, "nobody stops it"
-            yield fineweb.Part(f"document number {number} " * 50, True)
+            yield tokenizer.Piece(f"document number {number} " * 50)
 
 
 def test_one_shard_takes_only_what_it_needs(tmp_path, enc, monkeypatch):
@@ -486,19 +484,18 @@ def hub(tmp_path):
 def test_the_hub_is_streamed_with_a_pinned_revision(tmp_path, hub, enc, tokenizer_file, monkeypatch, capsys):
     import datasets
 
-    for published in fineweb.VERSIONS.values():
-        assert len(published.revision) == 40 and int(published.revision, 16)
-    edu = fineweb.VERSIONS["10Bedu"]
-    local = edu._replace(dataset=str(hub), out="unused", tokens=1e4)
-    monkeypatch.setitem(fineweb.VERSIONS, "10Bedu", local)
+    assert fineweb.SIZES.keys() == fineweb.VERSIONS.keys()
+    _, config, pinned = fineweb.VERSIONS["10Bedu"]
+    monkeypatch.setitem(fineweb.VERSIONS, "10Bedu", (str(hub), config, pinned))
+    monkeypatch.setitem(fineweb.SIZES, "10Bedu", ("unused", 1e4))
     calls, load = [], datasets.load_dataset_builder
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: calls.append((a, k)) or load(*a, **k))
     argv = ["--tokenizer", tokenizer_file, "--out", tmp_path / "out", "--shard_size", 6000]
     assert run(*argv, "--num_shards", 2) == 0 and run(*argv) == 0
     assert tokens_of(tmp_path / "out").tolist() == reference(enc, STORIES[:60])
-    assert calls == [((str(hub), "sample-10BT"), {"revision": edu.revision})] * 2
+    assert calls == [((str(hub), "sample-10BT"), {"revision": pinned})] * 2
     source = read_manifest(tmp_path / "out")["source"]
-    assert source["kind"] == "hub" and source["revision"] == edu.revision and source["split"] == "train"
+    assert source["kind"] == "hub" and source["revision"] == pinned and source["split"] == "train"
     assert read_manifest(tmp_path / "out")["shards"][0]["file"] == "hub_val_000000.npy"
     said = refused(capsys, "--tokenizer", tokenizer_file, "--out", tmp_path / "o2", "--text_column", "body")
     assert "no column 'body', only 'id', 'text'" in said
@@ -547,7 +544,7 @@ def test_the_hub_may_break_off(tmp_path, hub, enc, tokenizer_file, monkeypatch, 
             yield table
 
     monkeypatch.setattr(datasets.IterableDataset, "iter", breaking)
-    monkeypatch.setattr(fineweb, "READ_ROWS", 7)
+    monkeypatch.setattr(tokenizer, "READ_ROWS", 7)
     monkeypatch.setattr(fineweb, "BATCH_CHARS", 500)
     monkeypatch.setattr(fineweb, "AHEAD_CHARS", 500)  # read no more than is used at once
     argv = ("--dataset", hub, "--config", "sample-10BT", "--tokenizer", tokenizer_file, "--shard_size", 2000,
@@ -654,7 +651,7 @@ def test_no_network_at_the_start_is_said_soon(tmp_path, tokenizer_file, monkeypa
 
 
 def test_a_fault_of_the_program_is_not_dressed_up(tmp_path, tokenizer_file, monkeypatch):
-    monkeypatch.setattr(fineweb, "row_part", lambda value: 1 / 0)
+    monkeypatch.setattr(tokenizer, "_row_piece", lambda value: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("--files", write_jsonl(tmp_path / "a.jsonl", STORIES[:3]), "--tokenizer", tokenizer_file,
             "--out", tmp_path / "out")
@@ -775,6 +772,7 @@ PACKED = gzip.compress(json.dumps({"text": random.Random(0).randbytes(9999).hex(
 
 
 @pytest.mark.parametrize("name, data, message", [
+    ("a.txt", "text".encode("utf-16-le") * 500, "nothing that can be used: 1 zero bytes"),
     ("a.parquet", b"plain text", "cannot read"),
     ("a.parquet", b"", "cannot read"),
     ("a.jsonl", b"plain text\n" * 500, "nothing that can be used: 500 invalid JSON"),

@@ -69,7 +69,7 @@ def test_the_lesson_is_short():
 
 
 # What may be defined in two scripts, because each of them must work without the other.
-ALONE = {"train_gpt2.py", "hellaswag.py", "fineweb.py", "tokenizer.py"}  # each must stand alone
+ALONE = {"train_gpt2.py", "hellaswag.py", "tokenizer.py"}  # each must stand alone
 TWICE = {"UserError": ALONE, "Parser": ALONE - {"hellaswag.py"}}
 
 
