@@ -5,6 +5,7 @@ What the eleven lessons share: the way in, real source to read, guesses, exercis
     python notebooks/lesson.py --execute 03 04    only these
     python notebooks/lesson.py --solve 03         run with the solutions put in; nothing is written
     python notebooks/lesson.py --thumbnails       take the small pictures for README.md from the stored outputs
+    python notebooks/lesson.py --machine          draw notebooks/machine.png, for the README of the repository
 
 In a lesson (the first code cell is always the same three lines; they work from the repository and from notebooks/):
 
@@ -374,19 +375,25 @@ def show(fig, description):
 
     Raises ValueError if axes that are drawn have no label (switch off the axis where there is nothing to measure).
     """
-    import matplotlib.pyplot as plt
     from IPython.display import display
 
     for ax in fig.axes:
         if ax.axison and ax.get_visible() and not (_label(ax, "x") and _label(ax, "y")):
             raise ValueError(f"axes {ax.get_title()!r} need an x and a y label, with units")
+    picture = {"image/png": base64.b64encode(_png(fig)).decode("ascii"), "text/plain": description}
+    display(picture, metadata={"image/png": {"alt": description}}, raw=True)
+
+
+def _png(fig):
+    """The picture as the bytes of a file; it is closed."""
+    import matplotlib.pyplot as plt
+
     png = io.BytesIO()
     with warnings.catch_warnings():  # on a busy machine matplotlib remarks that it is slow
         warnings.filterwarnings("ignore", "Creating legend with loc")
         fig.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     plt.close(fig)
-    picture = {"image/png": base64.b64encode(png.getvalue()).decode("ascii"), "text/plain": description}
-    display(picture, metadata={"image/png": {"alt": description}}, raw=True)
+    return png.getvalue()
 
 
 def _label(ax, which):
@@ -547,12 +554,18 @@ def main(argv=None):
     work.add_argument("--execute", action="store_true", help="run, store the outputs in the files, make thumbnails")
     work.add_argument("--solve", action="store_true", help="run with the solutions put in; nothing is written")
     work.add_argument("--thumbnails", action="store_true", help="only make the thumbnails, from the stored outputs")
+    work.add_argument("--machine", action="store_true", help="only draw machine.png, for the README of the repository")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="numbers of lessons (default: all)")
     options = parser.parse_args(argv)
     if options.solve:
         os.environ["LESSON_STRICT"] = "1"
     elif options.execute and FAST:
         parser.error("LESSON_FAST=1 makes small pictures; unset it before --execute")
+    if options.machine:
+        import drawings
+
+        (HERE / "machine.png").write_bytes(_png(drawings.make("machine")[0]))
+        return 0
     found = []
     for path in notebooks(options.numbers):
         if not options.thumbnails:

@@ -36,11 +36,16 @@ def lesson(monkeypatch):
     monkeypatch.delenv("LESSON_STRICT", raising=False)
     monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
     yield fresh_lesson()
-    sys.modules.pop("lesson", None)
+    forget_lesson()
+
+
+def forget_lesson():
+    for name in ("lesson", "drawings"):
+        sys.modules.pop(name, None)
 
 
 def fresh_lesson():
-    sys.modules.pop("lesson", None)
+    forget_lesson()
     return importlib.import_module("lesson")
 
 
@@ -57,7 +62,7 @@ def run_cells(nb, cwd, monkeypatch):
     matplotlib.use("Agg")
     monkeypatch.chdir(cwd)
     monkeypatch.setattr(sys, "path", ["", *(entry for entry in sys.path if entry != str(HERE))])
-    sys.modules.pop("lesson", None)
+    forget_lesson()
     sys.path_importer_cache.pop("notebooks", None)  # Python remembers what that was from another working directory
     module = type(sys)("lesson_cells")
     monkeypatch.setitem(sys.modules, "lesson_cells", module)  # so that classes made in cells know their module
@@ -351,6 +356,66 @@ def test_predict_gives_the_verdict_at_once_and_closes_the_answer_until_then(less
     assert "tokens &amp; more: no guess yet." in before and "1,234" in details and details.endswith("</details>")
     for text in (before, bundle["text/plain"]):
         assert "None" in text and "1,234" not in text
+
+
+DRAWINGS = ("machine", "block", "heads", "mask", "shift", "windows", "micro_batches", "cache", "loop")
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_no_text_of_a_drawing_is_small_cut_covered_or_crossed(lesson, name):
+    """By the extents on the canvas, at the size at which lessons show it."""
+    import drawings
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path as Outline
+
+    matplotlib.use("Agg")
+    figure, description = drawings.make(name)
+    assert 100 < len(description) < 600
+    figure.set_dpi(lesson.DPI)
+    figure.canvas.draw()
+    assert figure.bbox.width == 704
+    (ax,) = figure.axes
+    texts = {text: text.get_window_extent() for text in ax.texts}
+    for i, (text, extent) in enumerate(texts.items()):
+        said = text.get_text()
+        assert text.get_fontsize() >= 10, said
+        inside = figure.bbox.padded(-2)
+        assert inside.containsx(extent.x0) and inside.containsx(extent.x1), f"{said!r} is cut"
+        assert inside.containsy(extent.y0) and inside.containsy(extent.y1), f"{said!r} is cut"
+        for other, second in list(texts.items())[:i]:
+            assert not extent.overlaps(second), f"{said!r} overlaps {other.get_text()!r}"
+        for patch in ax.patches:
+            if isinstance(patch, FancyArrowPatch):
+                path = patch.get_path().transformed(ax.transData)
+                lines = path.codes != Outline.CLOSEPOLY  # whose point means nothing
+                path = Outline(path.vertices[lines], path.codes[lines])
+                assert not path.intersects_bbox(extent, filled=False), f"a line crosses {said!r}"
+            else:
+                shape = patch.get_window_extent()
+                corners = [(x, y) for x in (extent.x0, extent.x1) for y in (extent.y0, extent.y1)]
+                held = sum(shape.contains(*corner) for corner in corners)
+                assert held == 4 or not shape.overlaps(extent), f"{said!r} reaches out of its box"
+    plt.close(figure)
+
+
+def test_the_drawing_of_the_machine_is_a_file(lesson, tmp_path, monkeypatch):
+    import drawings
+
+    size = (704).to_bytes(4, "big") + round(lesson.DPI * drawings.HEIGHTS["machine"] / 100).to_bytes(4, "big")
+    assert (HERE / "machine.png").read_bytes()[16:24] == size, "python notebooks/lesson.py --machine"
+    monkeypatch.setattr(lesson, "HERE", tmp_path)
+    assert lesson.main(["--machine"]) == 0
+    assert (tmp_path / "machine.png").read_bytes()[16:24] == size
+
+
+def test_all_drawings_are_tested(lesson):
+    import drawings
+
+    assert set(DRAWINGS) == set(drawings.HEIGHTS)
+    with pytest.raises(ValueError, match="no drawing is called"):
+        drawings.make("castle")
 
 
 def test_show_refuses_axes_without_labels(lesson):
