@@ -346,7 +346,7 @@ def draw_micro_batches(b):
         b.arrow((xs[2] + width, y + 60), (360, y + 60))
         b.arrow((476, y + 60), (498, y + 60))
         b.box(498, y + 22, 134, 76, "clip the norm,\nstep,\nzero_grad", color=GREEN)
-    b.box(360, 88, 116, 222, "DDP: in the\nlast backward\none exchange,\nthe mean over\nthe ranks", color=PURPLE)
+    b.box(360, 88, 116, 222, "DDP: in the\nlast backward\none exchange:\nthe mean of\nthe ranks", color=PURPLE)
     b.arrow((8, 62), (632, 62))
     b.text(632, 46, "time", ha="right")
     b.text(8, 46, "All ranks begin a step with the same weights and end it with the same weights.", ha="left")

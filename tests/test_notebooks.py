@@ -146,6 +146,65 @@ def test_the_readme_lists_the_lessons():
         assert (HERE / "thumbnails" / f"{file.name[:2]}.png").is_file()
 
 
+def test_the_minutes_add_up():
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    minutes = [int(number) for number in re.findall(r"^\| <img .* (\d+) \|$", readme, re.M)]
+    assert len(minutes) == len(FILES)
+    assert 4.75 <= sum(minutes) / 60 <= 5.25 and "about five hours" in readme
+
+
+def sections(source):
+    """-> [(line, number)] of the headings of a script, and {number: names that the section defines}, a
+    method with a dot in front."""
+    found = [(i, re.match(r"\s*# === (\d+)\. ", line)) for i, line in enumerate(source.splitlines(), 1)]
+    headings = [(i, int(match[1])) for i, match in found if match]
+
+    def section(node):
+        return max(((line, number) for line, number in headings if line < node.lineno), default=(0, 0))[1]
+
+    names = {number: set() for _, number in [(0, 0), *headings]}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names[section(node)].add(node.name)
+        if isinstance(node, ast.ClassDef):  # a heading may stand inside a class
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and section(method) != section(node):
+                    names[section(method)].add(f".{method.name}")
+        if isinstance(node, ast.Assign):
+            targets = [name for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            names[section(node)] |= {name.id for name in targets}
+    return headings, names
+
+
+def shown_names(nb):
+    """What the code of a lesson takes from train_gpt2: names; and all attributes, with a dot in front."""
+    names = set()
+    for cell in code_cells(nb):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ImportFrom) and node.module == "train_gpt2":
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                from_module = isinstance(node.value, ast.Name) and node.value.id == "train_gpt2"
+                names.add(node.attr if from_module else f".{node.attr}")
+    return names
+
+
+def test_the_map_names_a_lesson_for_every_section(lesson):
+    """And the lesson really takes something of that section into its cells."""
+    source = (ROOT / "train_gpt2.py").read_text(encoding="utf-8")
+    headings, names = sections(source)
+    part_3 = source[: source.index("# === PART III")].count("\n") + 1
+    assert [number for _, number in headings] == list(range(1, len(headings) + 1)) and len(headings) >= 15
+    rows = re.findall(r"^\| (\d+) \| .* \| (.*) \|$", (HERE / "README.md").read_text(encoding="utf-8"), re.M)
+    assert [int(number) for number, _ in rows] == [number for _, number in headings]
+    shown = {file.name: shown_names(lesson.read(file)) for file in FILES}
+    for (line, number), (_, cell) in zip(headings, rows, strict=True):
+        lessons = re.findall(r"\[\d\d\]\((\S+)\)", cell)
+        assert lessons or line > part_3, f"section {number} of Parts I and II has no lesson"
+        for name in lessons:
+            assert shown[name] & names[number], f"{name} shows nothing of section {number}: {sorted(names[number])}"
+
+
 @each_notebook
 def test_has_the_common_shape(path, lesson):
     nb = lesson.read(path)
