@@ -69,7 +69,6 @@ COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)  # in the order of use; 
 LIGHT = ("#CFE5F2", "#FBE3B5", "#BFE8DC", "#F7D3BD", "#F3DDE8")  # the same, mixed with white, to write on
 
 WIDTH, DPI = 6.4, 110  # inches and dots per inch: 704 pixels, with letters that can be read at 600
-_guesses = {}
 
 
 # --- Reading and guessing ---------------------------------------------------------------------------------------------
@@ -140,7 +139,7 @@ def _code_block(source, where):
     return f'<div style="{title}">{html.escape(where)}</div>\n<pre style="{block}">{code}</pre>'
 
 
-def predict(name, guess, truth=..., close=0.1):
+def predict(name, guess, truth, close=0.1):
     """Compares the reader's guess, a number or a word, with the truth. With None it says how to guess and keeps the
     answer in a closed <details> block.
 
@@ -148,9 +147,6 @@ def predict(name, guess, truth=..., close=0.1):
     """
     from IPython.display import display
 
-    if truth is ...:  # to be removed with `score`
-        _guesses[name] = guess
-        return
     truth = truth() if callable(truth) else truth
     truth = truth.item() if hasattr(truth, "item") else truth  # of a tensor or of numpy
     if guess is None or guess is ...:
@@ -181,11 +177,6 @@ def _as_kind_of(truth, guess):
         except ValueError:
             return guess, None
     return (guess, float) if isinstance(guess, int | float) else (guess, None)
-
-
-def score(name, truth, close=0.1):
-    """To be removed: what the lessons called before `predict` gave the verdict."""
-    predict(name, _guesses.pop(name, None), truth, close)
 
 
 def _plain(value):

@@ -287,6 +287,20 @@ def test_is_committed_with_clean_outputs(path, lesson):
     assert not re.search(r"(?<![\w:/.])/(?:home|root|tmp|usr|var|opt|mnt)/|[A-Z]:\\\\", sources), "an absolute path"
 
 
+@each_notebook
+def test_no_guess_is_made_for_the_reader_and_no_answer_is_shown(path, lesson):
+    """A question stands in its cell with None, and what is stored below it keeps the answer closed."""
+    asked = 0
+    for cell in code_cells(lesson.read(path)):
+        calls = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+        calls = [call for call in calls if ast.unparse(call.func) == "lesson.predict"]
+        assert all(len(call.args) >= 3 and ast.unparse(call.args[1]) == "None" for call in calls)
+        stored = [output.get("data", {}).get("text/html", "") for output in cell.get("outputs", ())]
+        assert sum("<details><summary>" in page for page in stored) == len(calls)
+        asked += len(calls)
+    assert asked
+
+
 # --- lesson.py itself -------------------------------------------------------------------------------------------------
 def test_faults_finds_what_must_not_be_committed(lesson):
     from nbformat.v4 import new_code_cell, new_notebook, new_output
