@@ -20,16 +20,21 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import re
 import secrets
 import sys
 import time
 from pathlib import Path
 
+# Threads that wait go to sleep (see train_gpt2.py). torch reads this while it is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
 import torch
 import torch.nn as nn
 
-from tokenizer import EOT, encode, eot_id, find_tokenizer, has_gpt2_pattern, save_tokenizer, to_json
+from tokenizer import EOT, byte_names, encode, eot_id, find_tokenizer, has_gpt2_pattern, save_tokenizer, to_json
 from train_gpt2 import GPT, Parser, newest_checkpoint, read_log, reading, require, run_main, setup_runtime, write_whole
 
 ROWS = 8  # texts that grow side by side: eight take little longer than one, because the weights are read once for all
@@ -180,12 +185,8 @@ def export(model, encoding, target, source):
 
 
 def spelled(encoding):
-    """The tokens in the order of their ids, and the merges in the order learned, as GPT-2's files spell both: a byte is
-    the character that Latin-1 shows for it, or else one from U+0100 on."""
-    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in shown]
-    names = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-    ranks = encoding._mergeable_ranks
+    """The tokens in the order of their ids, and the merges in the order learned, as GPT-2's files spell both."""
+    names, ranks = byte_names(), encoding._mergeable_ranks
     spell = {token: "".join(names[byte] for byte in token) for token in sorted(ranks, key=ranks.get)}
     return [*spell.values(), EOT], [f"{spell[left]} {spell[right]}" for left, right in merges_of(ranks)]
 

@@ -23,10 +23,15 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+# Threads that wait go to sleep (see train_gpt2.py). torch reads this while it is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import torch
 from torch.nn import functional as F

@@ -3,7 +3,7 @@ GPT-2 from scratch: the model and its training in one file, to be read from top 
 
 Part I is all of GPT-2: follow one token forward, to a guess at the next one. Part II is all of training: from token ids
 to gradients to better weights, on one machine or many. Part III is what a real run needs besides: device, files, log,
-options. A reader may stop before it.
+options. A reader may stop before it; a function that is used and not yet defined, such as reading(), stands there.
 
     python train_gpt2.py                                  two CPU cores, about two minutes, about 1.4 bits per byte
     python train_gpt2.py --recipe finetune --init gpt2 --data my.txt          one small GPU, minutes
@@ -17,10 +17,12 @@ Map
     Part III  the plumbing   16 machine   17 what to read   18 files   19 log   20 options
 
 Symbols
-    B   batch, sequences read at once            nh  number of heads
+    B   batch, sequences read at once            nh  number of heads: attentions side by side in a layer
     T   time, tokens in a sequence               hs  head size, C / nh
     C   channels, numbers that a token carries   V   vocabulary size
     token  a piece of text with a number (id): a byte, or a frequent sequence of them; <|endoftext|> begins a document
+    loss   how wrong the guesses are, in nats per token; divided by ln 2 and the mean bytes of a token: bits per byte
+    gradient  the derivative of the loss by each weight; the backward pass computes it
     rank   number of this process among the world_size copies of the program that torchrun starts, one for each GPU
     micro-step  a batch too large for memory is read in grad_accum micro-steps, whose gradients add up
 
@@ -52,6 +54,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+
+# On Linux, threads of torch that wait for each other keep their cores busy, by default for so long that one other busy
+# program makes a small step 20 times slower. Here they look 5,000 times, then sleep. torch reads this when imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -77,11 +85,11 @@ def require(condition, message, hint):
 @dataclass(frozen=True)
 class GPTConfig:
     block_size: int = 1024  # T: the longest context, in tokens
-    vocab_size: int = 50257  # V: 256 bytes + 50,000 merges + <|endoftext|>
+    vocab_size: int = 50257  # V: 256 bytes + 50,000 frequent sequences of bytes + <|endoftext|>
     n_layer: int = 12  # blocks, one after the other
     n_head: int = 12  # nh: attention heads in each block
-    n_embd: int = 768  # C: numbers that each token carries through the blocks, on the residual stream
-    dropout: float = 0.0  # share of activations zeroed in training
+    n_embd: int = 768  # C: numbers that each token carries; every block adds to them: the residual stream
+    dropout: float = 0.0  # share of the numbers between layers zeroed in training, against learning by heart
 
     def __post_init__(self):
         C, nh = self.n_embd, self.n_head
@@ -108,26 +116,31 @@ PRESETS = {  # parameters: 124M, 355M, 774M, 1558M, and about a million for a la
 
 
 # === 2. Attention: the only place where tokens exchange information. ================================================
-# From the C numbers that it carries, each token makes three vectors by learned linear maps. Its query says what it is
-# looking for, its key what it offers, its value what it hands over. Where a query matches a key (a large dot product),
-# much of that value is taken.
+# A token arrives as C numbers: the learned row for its id in a table, plus the one for its position (section 5). From
+# them it makes three vectors by learned linear maps. Its query says what it is looking for, its key what it offers, its
+# value what it hands over. It takes a mean of all values, with most weight where its query fits the key.
 def causal_attention(q, k, v, return_weights=False):
     """Attention written out (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1). q: (B, nh, Tq, hs), k and v:
-    (B, nh, Tk, hs). Tq = Tk, except in generation with a cache, where only the last Tq positions ask. Returns
-    (B, nh, Tq, hs), and if asked the weights (B, nh, Tq, Tk), each row of which sums to 1."""
+    (B, nh, Tk, hs). Tq = Tk, except in generation, where earlier keys and values are kept and only the last Tq
+    positions ask. Returns (B, nh, Tq, hs), and if asked the weights (B, nh, Tq, Tk), each row of which sums to 1."""
     Tq, Tk = q.size(-2), k.size(-2)
-    # A dot product of hs terms with variance 1 has variance hs. Divided by sqrt(hs) it has variance 1 again; without
-    # that, softmax would saturate: nearly all weight on one token, and nearly no gradient.
+    # A dot product of hs independent terms of variance 1 has variance hs; divided by sqrt(hs) it has variance 1 again.
+    # Softmax (exp of each score, divided by their sum) makes weights of the scores. Of large scores it would make one
+    # weight of nearly 1, the others nearly 0, and nearly no gradient.
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, nh, Tq, Tk)
+    # All positions predict their next token at once, so none may see a later one. triu(n) keeps the -inf from n places
+    # right of the diagonal on, and makes the rest 0; exp(-inf) is 0.
     future = torch.full((Tq, Tk), float("-inf"), dtype=q.dtype, device=q.device).triu(Tk - Tq + 1)
-    weights = (scores + future).softmax(dim=-1)  # exp(-inf) is 0: no token sees a later one, which it must predict
+    weights = (scores + future).softmax(dim=-1)
     y = weights @ v  # (B, nh, Tq, hs): a weighted mean of values
     return (y, weights) if return_weights else y
 
 
+# An nn.Module finds all parameters in its attributes; calling it runs forward. nn.Linear(n, m) is x @ W.T + b, with W
+# (m, n) and b (m,) learned; nn.Embedding(n, m) is a table of n learned rows. The names are OpenAI's, so that their
+# weights fit: c_attn, c_proj (projection), c_fc (fully connected), ln (LayerNorm), wte and wpe (tables for tokens and
+# positions), h (the blocks).
 class CausalSelfAttention(nn.Module):
-    # The names of parameters are OpenAI's, so that their weights fit: c_attn, c_proj (projection), c_fc (fully
-    # connected), ln (LayerNorm), wte and wpe (tables of token and position embeddings), h (the blocks).
     def __init__(self, config):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads in one product
@@ -140,17 +153,17 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.size()
         # Several heads look for several things at once, each in its own hs channels, like a second batch dimension.
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, nh, hs)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # the 3 comes first and is unpacked: (B, nh, T, hs) each
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nh, Tk, hs)
-            q = q.to(k.dtype)
+            q = q.to(k.dtype)  # the cache may be float32
         Tk = k.size(2)
         p = self.dropout if self.training else 0.0
         if q.is_cpu and q.dtype == torch.bfloat16 and T == Tk <= 256 and p == 0:
-            y = causal_attention(q, k, v)  # here a CPU is faster without the fused function below
+            y = causal_attention(q, k, v)  # for such short rows a CPU is faster with the plain form (measured)
         elif Tk == T:  # fused: the same result, without storing the (T, Tk) weights (Dao et al. 2022, arXiv 2205.14135)
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-        else:  # T new tokens after Tk - T cached ones, all of which they see; a single one sees all and needs no mask
+        else:  # T new tokens see the Tk - T cached ones and, of the new, each itself and earlier ones (True: is seen)
             mask = None if T == 1 else torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p)
         y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # the heads side by side again
@@ -184,7 +197,8 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C); a smooth max(0, x), in the form that OpenAI used
+        # Without a curve between them, two linear maps would be one. GELU is a smooth max(0, x); tanh: OpenAI's form.
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
 
@@ -200,7 +214,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):
-        # The norms sit on the branches, not on the stream: as d(x + f(x))/dx = 1 + f'(x), gradients reach every layer.
+        # The norms are inside f, not on the stream. The chain rule multiplies one factor d(x + f(x))/dx = 1 + f'(x) a
+        # layer: the 1 carries the gradient to every layer, even where f' is tiny.
         x = x + self.attn(self.ln_1(x), cache)  # (B, T, C)
         return x + self.mlp(self.ln_2(x))  # (B, T, C)
 
@@ -210,7 +225,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False  # True: recompute each block in the backward pass instead of storing it
+        self.activation_checkpointing = False  # True: compute what is inside each block again in the backward pass
         self.transformer = nn.ModuleDict(
             dict(
                 wte=nn.Embedding(config.vocab_size, config.n_embd),  # which token it is
@@ -221,7 +236,7 @@ class GPT(nn.Module):
             )
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # one matrix for both: similar tokens get similar scores
+        self.lm_head.weight = self.transformer.wte.weight  # one for both: a score is a dot product with its row
         self._init_weights()
 
     @torch.no_grad()
@@ -229,7 +244,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 p.zero_()
-            elif p.dim() == 2:  # small numbers, so that all scores begin nearly equal; gains of LayerNorms stay 1
+            elif p.dim() == 2:  # small numbers, so that all scores begin nearly equal; scales of LayerNorms stay 1
                 std = 0.01 if "wpe" in name else 0.02  # both as in OpenAI's code
                 # Each block adds to the stream twice; 1/sqrt(2 n_layer) keeps its variance independent of depth.
                 std /= math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1
@@ -256,29 +271,31 @@ class GPT(nn.Module):
         return F.linear(x, self.lm_head.weight)
 
     def forward(self, idx, targets=None):
-        """idx: (B, T) token ids. Returns (logits (B, T, V), loss): the mean cross-entropy against targets (B, T), where
-        -1 marks a token not to be scored. Without targets the loss is None."""
+        """idx: (B, T) token ids. Returns (logits (B, T, V), loss): the mean cross-entropy (below) over targets (B, T),
+        without those of -1, which fill up short batches of validation. Without targets the loss is None."""
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.head(x), None
-        # The head once more, for speed with more rows: matrix units work in tiles of 64 numbers, so 50257 rows become
-        # 50304. A logit of -inf means probability 0 and gradient 0 for the added rows.
+        # This is head() with rows added for speed: matrix units work in tiles of 64 numbers, so 50257 rows become 50304
+        # (-V % 64 are missing). A logit of -inf means probability 0 and gradient 0 for the added rows.
         V = self.config.vocab_size
         weight = F.pad(self.lm_head.weight, (0, 0, 0, -V % 64))  # (padded V, C)
         bias = F.pad(weight.new_zeros(V), (0, -V % 64), value=float("-inf"))  # (padded V,)
         logits = F.linear(x, weight, bias)  # (B, T, padded V)
-        # Cross-entropy is -ln(probability given to the right token), in nats: 1 nat is 1 / ln 2 = 1.44 bits.
-        # An untrained model spreads its guess nearly evenly over V tokens: the loss begins a little above ln V = 10.8.
+        # Cross-entropy makes probabilities of the logits by softmax, and is -ln of the one given to the right token, in
+        # nats: 1 nat is 1 / ln 2 = 1.44 bits. An untrained model gives each of V tokens about 1 / V, so the loss begins
+        # near ln V = 10.8; a little above, since its guesses are not quite even.
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits.detach()[..., :V], loss  # the logits are to look at: no gradient goes through them
 
     def num_params(self):
-        """Number of parameters, the tied matrix counted once: 124,439,808 for gpt2."""
+        """Number of parameters, the matrix that wte and lm_head share counted once: 124,439,808 for gpt2."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self):
-        """Floating-point operations to train on one token: 6 for each weight that multiplies it (2 forward, 4 back),
-        and 12 C T a layer for attention's two products (Chowdhery et al. 2022, arXiv 2204.02311, appendix B)."""
+        """Floating-point operations to train on one token: 6 for each weight that multiplies it (a product and a sum
+        forward, twice that back; wpe is only added), and 12 C T a layer for attention's two products (Chowdhery et al.
+        2022, arXiv 2204.02311, appendix B)."""
         c = self.config
         return 6 * (self.num_params() - self.transformer.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * c.block_size
 
@@ -291,15 +308,15 @@ class GPT(nn.Module):
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
         """Continues idx (B, T) token by token: yields (B, 1) ids. Past block_size tokens the window slides."""
         training, cache = self.training, None
-        self.eval()
-        # cuDNN's attention makes a plan for each new length, 30 ms a token on H100: off while lengths change.
+        self.eval()  # without dropout
+        # NVIDIA's library cuDNN prepares anew for each length, 30 ms a token on H100: off while lengths change.
         cudnn = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(False)
         try:
             for _ in range(max_new_tokens):
                 if cache and cache[0].length < self.config.block_size:
                     x = self.hidden(idx[:, -1:], cache)  # only the new token; all others are in the cache
-                else:  # the first step, or a full block: when the window slides, every token's position changes
+                else:  # the first step, or a full block: as the window slides, positions change, and with them all keys
                     cache = self.new_cache()
                     x = self.hidden(idx[:, -self.config.block_size :], cache)
                 logits = self.head(x[:, -1])  # (B, V): the last position predicts the next token
@@ -312,7 +329,7 @@ class GPT(nn.Module):
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
         """Returns idx (B, T) continued: (B, T + new). A row that has produced stop_token repeats it from then on, and
-        generation ends when all rows have. generator: a random generator of the CPU."""
+        generation ends when all rows have produced it. generator: a random generator of the CPU."""
         done, out = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device), [idx]
         for token in self.stream(idx, max_new_tokens, temperature, top_k, top_p, generator):
             if stop_token is not None:
@@ -328,8 +345,8 @@ class GPT(nn.Module):
         """Logits (B, V) -> one id for each row, (B, 1), drawn on the CPU: a seed gives the same draws on every device.
 
         temperature divides the logits: below 1 the likely tokens become likelier, and 0 always takes the likeliest.
-        top_k keeps the k likeliest tokens, top_p the likeliest that together have that probability (Holtzman et al.
-        2019, arXiv 1904.09751). Raises UserError for values outside their range."""
+        top_k keeps the k likeliest tokens, top_p the fewest likeliest whose probabilities add up to top_p (Holtzman et
+        al. 2019, arXiv 1904.09751). Raises UserError for values outside their range."""
         valid = temperature >= 0 and math.isfinite(temperature)
         require(valid, f"temperature is {temperature}", "0 takes the likeliest token, 1 samples as trained")
         require(top_k is None or top_k >= 1, f"top_k is {top_k}", "it is a number of tokens, at least 1")
@@ -338,7 +355,7 @@ class GPT(nn.Module):
             return logits.argmax(dim=-1, keepdim=True).cpu()
         # Keep the k largest (all V without top_k), sorted, so that what follows touches k numbers instead of V.
         logits, ids = logits.float().cpu().topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # (B, k) each
-        # The largest is subtracted first: then a tiny temperature gives -inf and probability 0, not inf and nan.
+        # To subtract the largest changes no probability; then a tiny temperature gives -inf and 0, not inf and nan.
         probs = ((logits - logits[:, :1]).double() / temperature).softmax(dim=-1)
         if top_p is not None:
             before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens; the first stays
@@ -369,7 +386,8 @@ class GPT(nn.Module):
 # === PART II: THE TRAINING ==========================================================================================
 # === 8. Data: x is a row of token ids, y the same row one token later: what the model should predict at each place. =
 def load_shard(path):
-    """One file of tokens, mapped, not read: .npy (uint16, from fineweb.py) or .bin (llm.c: 256 int32, then uint16)."""
+    """A shard, one file of the data's token ids, read from disk only where used: .npy (uint16, from fineweb.py) or
+    .bin (as the project llm.c writes it: a header of 1,024 bytes, then uint16)."""
     hint = "write it again: python fineweb.py; nanoGPT's .bin has no header, so that nothing says what it is"
     with reading(path, hint):
         if Path(path).suffix == ".bin":
@@ -409,10 +427,10 @@ class TokenStream:
 
 
 class DataLoaderLite:
-    """Batches as a pure function of (step, micro-step, rank): no position is kept, so no rank can drift and resuming is
-    exact. The row of tokens is cut into windows of T. Sequence s of the run (counted over steps, micro-steps and ranks)
-    reads window s, or, shuffled, the window that its epoch's permutation puts there. An epoch rarely ends with a whole
-    window: the tokens left over begin the first window of the next epoch."""
+    """Batches as a pure function of (step, micro-step, rank): nothing is counted on the way, so no rank can fall out of
+    step, and resuming is exact. The row of tokens is cut into windows of T. Sequence s of the run (counted over steps,
+    micro-steps and ranks) reads window s; shuffled, the windows of an epoch, one pass over the data, come in a new
+    order. Tokens left over at an epoch's end begin window 0 of the next one, whose cuts therefore lie elsewhere."""
 
     def __init__(self, tokens, B, T, grad_accum=1, rank=0, world_size=1, shuffle=True, seed=0):
         too_short = f"the data has {len(tokens)} tokens, a window {T + 1}"
@@ -437,12 +455,12 @@ class DataLoaderLite:
         first = ((step * self.grad_accum + micro_step) * self.world_size + self.rank) * self.B
         rows = [self.tokens.read(self.window(s) * self.T, self.T + 1) for s in range(first, first + self.B)]
         rows = torch.from_numpy(np.stack(rows))  # (B, T + 1): the last y of a window is the first x of the next one
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()  # copies: slices have gaps in memory
 
 
 def validation_batches(tokens, B, T, max_tokens, rank=0, world_size=1):
     """The first max_tokens targets of `tokens`, each once, in windows of T dealt out to the ranks: x, y of (B, T) each.
-    The last batch is filled up with targets of -1, which are not scored, so that all have one shape."""
+    The last batch is filled up with targets of -1, which are not scored: a compiled model is made for one shape."""
     count = min(max_tokens, len(tokens) - 1)
     starts = range(0, count, T)[rank::world_size]
     for i in range(0, len(starts), B):
@@ -469,7 +487,7 @@ class TrainConfig:
     n_head: int | None = 2  # attention heads in each block
     n_embd: int | None = 128  # channels of the residual stream
     block_size: int | None = 128  # context, in tokens
-    dropout: float = 0.0  # share of activations zeroed in training
+    dropout: float = 0.0  # share of the numbers between layers zeroed in training
     micro_batch: int = 16  # sequences read at once by each process; 0: the most that fit
     total_batch: int = 2048  # tokens a step, over all processes and micro-steps
     max_steps: int = 2000  # steps; 0: only validate and sample, and write nothing
@@ -477,13 +495,13 @@ class TrainConfig:
     lr: float = 6e-3  # peak learning rate
     min_lr: float = 0.0  # learning rate towards which the schedule falls
     warmup_steps: int = 50  # steps until the peak
-    weight_decay: float = 1.0  # of matrices; biases and norms have none
-    clip: float = 1.0  # largest norm of the gradient
+    weight_decay: float = 1.0  # of matrices; biases and LayerNorms have none
+    clip: float = 1.0  # longest gradient allowed: its norm over all weights
     optimizer: typing.Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks, adamw for the rest
     val_every: int = 200  # steps between validations; 0: only at the end
     val_tokens: int = 200_000  # tokens of a validation
     sample_every: int = 500  # steps between samples; 0: only at the end
-    hellaswag_every: int = 0  # steps between HellaSwag evaluations; 0: none
+    hellaswag_every: int = 0  # steps between scores on HellaSwag, a test of endings of texts; 0: none
     save_every: int = 1000  # steps between checkpoints; 0: only at the end
     log_every: int = 20  # steps between lines
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
@@ -527,11 +545,12 @@ RECIPES = {
 
 
 # === 10. The learning rate of each step, and the optimizers. ========================================================
+# An optimizer moves each weight a little against its gradient, which lowers the loss. The learning rate says how far.
 def get_lr(step, cfg):
     """Learning rate of a step: a straight line up over warmup_steps, then half a cosine down from lr to min_lr.
 
-    Warm-up, because AdamW's averages rest on few gradients at first, and large steps would do lasting damage. Then
-    down, because small steps settle where large ones keep jumping over the valley."""
+    Warm-up, because AdamW's averages (below) rest on few gradients at first, and large steps would do lasting damage.
+    Then down, because small steps come to rest where the loss is low, and large ones keep overshooting."""
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     progress = min(1.0, (step - cfg.warmup_steps) / max(1, cfg.max_steps - cfg.warmup_steps))  # 0 -> 1
@@ -541,22 +560,22 @@ def get_lr(step, cfg):
 def configure_optimizers(model, cfg, device):
     """A list of optimizers, each parameter in exactly one: AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101); with
     cfg.optimizer "muon", Muon for the matrices of the blocks and AdamW for the rest. With cfg.zero each process holds
-    a part of AdamW's state (Rajbhandari et al. 2019, arXiv 1910.02054, stage 1)."""
+    a part of AdamW's state, m and s below (Rajbhandari et al. 2019, arXiv 1910.02054, stage 1)."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
         in_a_block = ".h." in name and p.dim() == 2
         (matrices if in_a_block and cfg.optimizer == "muon" else rest).append(p)
-    groups = [  # decay pulls the weights of matrices to zero; a bias or a LayerNorm gain has no reason to be near it
+    groups = [  # decay keeps matrices small, against learning by heart; biases and LayerNorms have no reason to be
         dict(params=[p for p in rest if p.dim() == 2], weight_decay=cfg.weight_decay),
         dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
     ]
     # AdamW, for each weight w with gradient g:   m = beta1 m + (1 - beta1) g      a mean of recent gradients
     #                                             s = beta2 s + (1 - beta2) g g    and of their squares
     #                                             w = w - lr (m / (sqrt(s) + eps) + decay w)
-    # where m and s are first divided by 1 - beta ** step, which makes up for their beginning at 0.
-    # So a weight moves by about lr a step, whatever the size of its gradient. beta2 = 0.95 (GPT-3's) averages over some
-    # 20 steps; the usual 0.999, over 1,000, would adapt too late to a change.
-    # fused: one kernel for all tensors instead of a dozen small ones for each.
+    # where m and s are first divided by 1 - beta ** step, which makes up for their beginning at 0. As m / sqrt(s) is
+    # about 1 in size, a weight moves by about lr a step, whatever the size of its gradient. beta2 = 0.95 (GPT-3's)
+    # averages over some 1 / (1 - 0.95) = 20 steps; the usual 0.999 would follow a change of gradients too late.
+    # fused: one program on the device (kernel) for all tensors instead of a dozen small ones for each.
     how = dict(lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=torch.device(device).type in ("cuda", "mps", "cpu"))
     if cfg.zero and dist.is_initialized():
         from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -564,9 +583,9 @@ def configure_optimizers(model, cfg, device):
         return [ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **how)]
     optimizers = [torch.optim.AdamW(groups, **how)]
     if matrices:
-        # Muon scales a matrix's update so that no direction in it is larger than another: what rarely occurs is learned
-        # too (Jordan 2024, kellerjordan.github.io/posts/muon). Embeddings are tables, not maps: they stay with AdamW.
-        # match_rms_adamw makes an update as large as AdamW's, so that both can share one learning rate.
+        # Muon makes all singular values of a matrix's update about 1: rare directions, otherwise tiny, move as far as
+        # frequent ones (Jordan 2024, kellerjordan.github.io/posts/muon). Embeddings are tables, not maps, and stay with
+        # AdamW. match_rms_adamw gives an update AdamW's root mean square, so that both share one learning rate.
         how = dict(lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(torch.optim.Muon(matrices, **how))
     return optimizers
@@ -589,9 +608,9 @@ class Runtime:
             print(*lines, sep="\n", flush=True)
 
     def autocast(self):
-        """A block whose matrix products run in self.dtype, which is at least twice as fast where the hardware has it.
+        """For `with`: inside, matrix products run in self.dtype, at least twice as fast where the hardware has it.
         bfloat16 keeps float32's range and 8 bits of precision. float16 keeps 11 bits, but gradients are often smaller
-        than its smallest number, 6e-8: the scaler multiplies the loss first and divides the gradients afterwards."""
+        than its smallest number, 6e-8: the scaler multiplies the loss, so all gradients, and divides them later."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def send(self, tensor):
@@ -628,7 +647,7 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
         require(device.index in (None, local_rank), f"every process would use {device}", "use --device cuda")
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
-        # Sums on the CPU get a group of their own: freed together with DDP's, a shared one was seen to hang.
+        # Sums on the CPU get a group of their own: one shared with DDP (below) was seen to hang at the end.
         group = dist.new_group(backend="gloo")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     reasons = [f"device {device}: {why_device}", f"dtype {str(dtype)[6:]}: {why_dtype}"]
@@ -637,15 +656,15 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
 
 
 def compile_and_ddp(model, rt):
-    """-> the model compiled (to validate), and that in DDP, DistributedDataParallel (to train). torch.compile makes few
-    large kernels of many small ones. Both share the weights of the raw model, which is used to sample (lengths vary,
-    and each would be compiled anew) and to save (the wrappers rename parameters)."""
+    """-> the model compiled (to validate), and the same wrapped in DDP, DistributedDataParallel (to train).
+    torch.compile makes few large kernels of many small ones. Both share the weights of the raw model, which is used to
+    sample (lengths vary, and each would be compiled anew) and to save (the wrappers rename parameters)."""
     compiled = torch.compile(model, dynamic=False) if rt.compile else model
     if rt.world_size == 1:
         return compiled, compiled
     # DDP gives all processes the same weights and, in the backward pass, each gradient's mean over the processes, sent
-    # in buckets while earlier layers are still at work. Gradients are views of the buckets, to save memory. Buckets are
-    # large, because torch.compile cuts the model wherever one ends.
+    # in buckets (groups of gradients) while earlier layers are still at work. Gradients are views of the buckets, to
+    # save memory. Buckets are large, because torch.compile cuts the model at each end of one.
     ddp = nn.parallel.DistributedDataParallel(compiled, gradient_as_bucket_view=True, bucket_cap_mb=100)
     return compiled, ddp
 
@@ -653,26 +672,27 @@ def compile_and_ddp(model, rt):
 # === 12. THE HEART: one step of training. ===========================================================================
 def train_step(model, batches, optimizers, rt, clip):
     """One update from a list of micro-batches (x, y), each (B, T). Returns this process's mean loss and the norm of the
-    gradient before clipping, as tensors: reading them would make the CPU wait for the GPU."""
+    gradient before clipping, as tensors: the CPU only queues work for a GPU, and would wait for it to read a number."""
     mean_loss = torch.zeros((), device=rt.device)
     for i, (x, y) in enumerate(batches):
         x, y = rt.send(x), rt.send(y)
         # One exchange of gradients a step is enough: in the last backward pass. DDP decides in the *forward* pass
-        # whether there will be one, so no_sync must enclose both.
+        # whether there will be one, so no_sync must enclose forward and backward.
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last or rt.world_size == 1 else model.no_sync():
             with rt.autocast():
                 loss = model(x, y)[1]
             loss = loss / len(batches)  # gradients of micro-batches add up; the mean over the batch is wanted
-            rt.scaler.scale(loss).backward()  # the chain rule, from the loss back to all weights: p.grad += dloss/dp
+            # torch has recorded each operation; the chain rule goes back through them: p.grad += dloss/dp.
+            rt.scaler.scale(loss).backward()
         mean_loss += loss.detach()
     for optimizer in optimizers:
         rt.scaler.unscale_(optimizer)  # divides the gradients by what scale() multiplied the loss by
-    # Clipping: a rare batch with a huge gradient may point the right way, but not that far.
+    # A gradient longer than clip is shortened, and keeps its direction: no rare batch shall move us far.
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     for optimizer in optimizers:
         rt.scaler.step(optimizer)  # optimizer.step(), left out if float16 overflowed
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)  # backward() adds to what is there
     rt.scaler.update()  # a larger factor after many good steps, a smaller one after an overflow
     return mean_loss, norm
 
@@ -680,8 +700,9 @@ def train_step(model, batches, optimizers, rt, clip):
 # === 13. How good is it? ============================================================================================
 @torch.no_grad()
 def evaluate(model, tokens, B, T, max_tokens, rt):
-    """Validation loss over the first max_tokens of `tokens`, in nats per token: the sum in all processes, divided by
-    the count. The same for every B and number of processes."""
+    """Loss over the first max_tokens of `tokens`, a text that is not trained on: it shows what was learned rather than
+    memorized. In nats: the sum over all tokens and processes divided by their number, the same for every B and number
+    of processes."""
     training = model.training
     model.eval()
     total, count = 0.0, 0  # Python's floats are double, which a sum of ten million losses needs
@@ -695,10 +716,11 @@ def evaluate(model, tokens, B, T, max_tokens, rt):
     return total / count
 
 
-# === 14. Checkpoints: how not to lose it. ===========================================================================
+# === 14. Checkpoints: how not to lose a run. ========================================================================
 def save_checkpoint(path, model, optimizers, rt, **state):
-    """Writes all that a run needs to continue, as tensors, numbers, strings, lists, dicts. Every process must call it.
-    The order of the data and dropout need no entry: both are functions of seed, step and rank."""
+    """Writes all that a run needs to continue, as tensors, numbers, strings, lists, dicts; state holds step, best,
+    config and data. Every process must call it. The order of the data and dropout need no entry: both are functions of
+    seed, step and rank."""
     for optimizer in optimizers:
         if hasattr(optimizer, "consolidate_state_dict"):
             optimizer.consolidate_state_dict(to=0)  # --zero: each process holds a part, rank 0 collects them
@@ -717,19 +739,20 @@ def load_checkpoint(path):
         damaged = zipfile.ZipFile(path).testzip()  # torch.save writes a checksum for each tensor, torch.load ignores it
         require(not damaged, f"{path} is damaged: {damaged} has another checksum", "take an older checkpoint")
         ckpt = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        require("looked_up" not in ckpt, f"{path} is of an earlier version of train_gpt2.py", "train again")
+        earlier = "looked_up" in ckpt  # a key that only earlier versions wrote
+        require(not earlier, f"{path} is of an earlier version of train_gpt2.py", "train again")
         kinds = {"model": dict, "model_config": dict, "optimizers": list, "scaler": dict, "config": dict, "data": str}
         kinds |= {"step": int, "best": list}
         ours = isinstance(ckpt, dict) and all(isinstance(ckpt.get(k), kind) for k, kind in kinds.items())
         require(ours, f"{path} is no checkpoint of train_gpt2.py", hint)
-        replace(TrainConfig(**ckpt["config"]), max_steps=ckpt["step"])  # refuses what no run can have
+        replace(TrainConfig(**ckpt["config"]), max_steps=ckpt["step"])  # made for its checks only
         check_sizes(GPTConfig(**ckpt["model_config"]), ckpt["model"])
     return ckpt
 
 
 def restore(ckpt, model, optimizers, rt, cfg, data):
-    """Puts the state of a checkpoint back. Returns its step, and the loss and step of the best one so far. Raises
-    UserError where that would be another run."""
+    """Puts the state of a checkpoint back. Returns its step, and the lowest validation loss so far with its step.
+    Raises UserError if cfg or data differ from the checkpoint's."""
     then, now = ckpt["config"] | dict(data=ckpt["data"]), asdict(cfg) | dict(data=data.identity)
     for name in ("data", "optimizer", "total_batch", "seed", "shuffle"):
         what = "other data" if name == "data" else f"{name} {then[name]}, not {now[name]}"
@@ -740,12 +763,13 @@ def restore(ckpt, model, optimizers, rt, cfg, data):
     rt.scaler.load_state_dict(ckpt["scaler"])
     for optimizer, state in zip(optimizers, ckpt["optimizers"], strict=True):
         for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
-            saved.update({k: v for k, v in group.items() if k != "params"})  # settings count as they are now
+            saved.update({k: v for k, v in group.items() if k != "params"})  # decay and the like are cfg's
         optimizer.load_state_dict(state)
-        inner = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer works with an optimizer of its own,
+        # ZeroRedundancyOptimizer keeps its real state in .optim; the copy that loading left in .state is dropped.
+        inner = getattr(optimizer, "optim", optimizer)
         if inner is not optimizer:
-            optimizer.state.clear()  # leaves a second copy of its state here, and its steps on the CPU
-        for p, moments in inner.state.items():
+            optimizer.state.clear()
+        for p, moments in inner.state.items():  # m, s and the number of steps of each weight
             for name, m in moments.items():  # a copy, for the file will be deleted during the run
                 require(m.dim() == 0 or m.shape == p.shape, "the optimizer's state is of other weights", "use another")
                 moments[name] = m.to(p.device, copy=True)
@@ -754,7 +778,7 @@ def restore(ckpt, model, optimizers, rt, cfg, data):
 
 # === 15. The loop: everything above, in the order in which it happens. ==============================================
 def build_model(cfg, data, ckpt):
-    """The model: of the checkpoint's sizes, or with the weights of --init, or new."""
+    """The model: of the checkpoint's sizes (restore fills it), or with the weights of --init, or new."""
     sizes, V = {k: getattr(cfg, k) for k in ("block_size", "n_layer", "n_head", "n_embd")}, data.train.vocab_size
     if ckpt:
         model = GPT(replace(GPTConfig(**ckpt["model_config"]), dropout=cfg.dropout))
@@ -774,22 +798,23 @@ def build_model(cfg, data, ckpt):
 
 
 def due(every, step, cfg):
-    """Whether what happens every `every` steps happens after `step` of them. At the end everything does."""
+    """Whether `step` is a multiple of `every`, or the last one; with every = 0 only the last one."""
     return step == cfg.max_steps or (every > 0 and step % every == 0)
 
 
 def train(cfg):
     """Trains as cfg says and leaves everything in the run's folder. Returns the events, as log.jsonl has them."""
     rt = setup_runtime(cfg.device, cfg.dtype, cfg.compile)
-    random_state = torch.random.fork_rng([rt.device] if rt.device.type == "cuda" else [])  # a notebook keeps its own
+    # A notebook's random generator is left as it was.
+    random_state = torch.random.fork_rng([rt.device] if rt.device.type == "cuda" else [])
     run_dir, ckpt_path = open_run(cfg)
     with stop_signals() as stop, random_state, contextlib.ExitStack() as until_the_end:
-        # Get everything ready.
+        # Get everything ready. stop fills when Ctrl-C or a scheduler asks the run to save and end.
         ckpt = load_checkpoint(ckpt_path) if ckpt_path else None
         data = load_data(cfg, run_dir)
         torch.manual_seed(cfg.seed)  # every process makes the same weights
         model = build_model(cfg, data, ckpt).to(rt.device)
-        cfg, B, grad_accum = plan_batches(cfg, model, data, rt)
+        cfg, B, grad_accum = plan_batches(cfg, model, data, rt)  # total_batch = B x T x grad_accum x processes
         T = model.config.block_size
         optimizers = configure_optimizers(model, cfg, rt.device)
         why = "muon with float16 cannot leave out a step that overflowed"
@@ -801,7 +826,7 @@ def train(cfg):
         ckpt = None  # frees 12 bytes a parameter: the weight and AdamW's two means
         compiled_model, step_model = compile_and_ddp(model, rt)
         loader = DataLoaderLite(data.train, B, T, grad_accum, rt.rank, rt.world_size, cfg.shuffle, cfg.seed)
-        until_the_end.enter_context(only_writer(run_dir, rt))
+        until_the_end.enter_context(only_writer(run_dir, rt))  # no other program may write there meanwhile
         log = RunLog(run_dir, cfg, rt, data, model, start, best)
         rt.print(f"step = {B} x {T} tokens x {grad_accum} micro-steps x {rt.world_size} processes")
 
@@ -817,7 +842,7 @@ def train(cfg):
             if due(cfg.sample_every, step, cfg) and data.encoding and rt.rank == 0:
                 for text in sample_texts(model, data.encoding, rt, 3 if step == cfg.max_steps else 1, cfg.seed + step):
                     log("sample", step, text=text)
-            if run_dir and step > 0 and (stopped or due(cfg.save_every, step, cfg)):
+            if run_dir and step > 0 and (stopped or due(cfg.save_every, step, cfg)):  # --max_steps 0 has no run_dir
                 log.save(step, optimizers)
 
         # Train, then look.
@@ -829,7 +854,7 @@ def train(cfg):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-            torch.manual_seed(cfg.seed + 1_000_003 * (step + 1) + rt.rank)  # for dropout, different on each rank
+            torch.manual_seed(cfg.seed + 1_000_003 * (step + 1) + rt.rank)  # for dropout: a seed for each step and rank
             batches = [loader.batch(step, micro_step) for micro_step in range(grad_accum)]
             loss, norm = train_step(step_model, batches, optimizers, rt, cfg.clip)
             log.train(step, loss, norm, lr)
@@ -845,12 +870,15 @@ def train(cfg):
 
 
 def sample_texts(model, encoding, rt, count, seed):
-    """What the model says when it is only told that a document begins: `count` texts."""
+    """What the model says when it is only told that a document begins: `count` texts, each to the end of its document,
+    or marked as cut. temperature and top_k are chosen from "sampling" in tests/benchmarks/results/stories.json."""
     eot, generator = encoding.n_vocab - 1, torch.Generator().manual_seed(seed)
     start = torch.full((count, 1), eot, device=rt.device)
     with rt.autocast():
-        rows = model.generate(start, 256, temperature=0.8, top_k=50, stop_token=eot, generator=generator)
-    return [encoding.decode(row[: row.index(eot)] if eot in row else row).strip() for row in rows[:, 1:].tolist()]
+        rows = model.generate(start, 400, temperature=0.8, top_k=50, stop_token=eot, generator=generator)
+    rows = rows[:, 1:].tolist()
+    ends = [row.index(eot) if eot in row else None for row in rows]
+    return [encoding.decode(row[:n]).strip() + " [cut]" * (n is None) for row, n in zip(rows, ends, strict=True)]
 
 
 # === PART III: THE PLUMBING. What surrounds the training. ===========================================================
@@ -1233,7 +1261,8 @@ class RunLog:
 
     def __init__(self, run_dir, cfg, rt, data, model, start, best):
         self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
-        self.events, self.val_loss, self.saved, self.warm, self.picture = [], math.inf, [start], False, True
+        self.events, self.val_loss, self.saved = [], math.inf, [start]
+        self.warm, self.picture, self.told = False, True, False
         card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
         peak = PEAK_TFLOPS.get(card, math.inf) if rt.dtype != torch.float32 else math.inf
         self.peak = rt.world_size * 1e12 * peak
@@ -1260,7 +1289,7 @@ class RunLog:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
         versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__, commit=commit)
         here = dict(device=card or rt.reasons[0], dtype=str(rt.dtype)[6:], world_size=rt.world_size, pid=os.getpid())
-        config = dict(config=asdict(cfg), model=asdict(model.config), known=self.known)
+        config = dict(config=asdict(cfg), model=asdict(model.config), known=self.known, landmarks=landmarks(data.train))
         self("config", start, **config, versions=versions, **here)
 
     def require_finite(self, step, **values):
@@ -1282,8 +1311,8 @@ class RunLog:
                 raise UserError(f"cannot write {self.run_dir}/log.jsonl: {e}", "make room, and use --resume") from e
         texts = [FORMATS[k].format(v) for k, v in (values | dict(note=note)).items() if k in FORMATS and v is not None]
         if texts:
-            self.rt.print(f"step {step:5d} | " + " | ".join(texts))
-        self.clock, self.steps = time.perf_counter(), 0
+            self.rt.print(f"step {step:5d}/{self.cfg.max_steps} | " + " | ".join(texts))
+        self.clock, self.cpu_clock, self.steps = time.perf_counter(), time.thread_time(), 0
 
     def train(self, step, loss, norm, lr):
         """Notes every log_every-th step. Reading a loss from the device makes the CPU wait, so others are not read."""
@@ -1293,7 +1322,12 @@ class RunLog:
         loss, norm = self.rt.sum([loss.item()])[0] / self.rt.world_size, norm.item()  # waits for the device
         if self.rt.scaler.is_enabled() and not math.isfinite(norm):
             norm = None  # float16: the scaler tries how far it can go, and leaves such a step out
-        ms = (time.perf_counter() - self.clock) * 1000 / self.steps
+        seconds, share = time.perf_counter() - self.clock, time.thread_time() - self.cpu_clock
+        ms, share = seconds * 1000 / self.steps, share / seconds
+        if self.warm and share < 0.6 and self.rt.device.type == "cpu" and self.rt.world_size == 1 and not self.told:
+            self.told = True
+            what = f"another program uses this CPU: the run has its core for {share:.0%} of the time"
+            self.rt.print(what + "; end that program, or try OMP_NUM_THREADS=1")
         rate = self.cfg.total_batch / ms * 1000
         mfu = self.model.flops_per_token() * rate / self.peak or None
         minutes, seconds = divmod(int((self.cfg.max_steps - step - 1) * ms / 1000), 60)
@@ -1323,6 +1357,9 @@ class RunLog:
             for old, old_path in checkpoints(self.run_dir):
                 if old not in (*self.saved[-2:], self.best[1]):
                     old_path.unlink()
+            samples = [e for e in read_log(self.run_dir) if e["event"] == "sample"]
+            text = "".join(f"--- step {e['step']}\n{e['text']}\n\n" for e in samples)
+            write_whole(self.run_dir / "samples.txt", lambda f: f.write(text.encode()))
             try:
                 self.picture = self.picture and plot(self.run_dir)
             except Exception as e:  # a picture is not worth a run
@@ -1350,6 +1387,16 @@ def read_log(run_dir):
     return events
 
 
+def landmarks(tokens):
+    """Losses that need no network, in nats per token, on the first million tokens: of a model that only knows how
+    frequent each token is (the unigram entropy), and how frequent after the one before it (the bigram entropy)."""
+    ids = tokens.read(0, min(len(tokens), 2**20))
+    pairs = ids[:-1] * tokens.vocab_size + ids[1:]
+    one, two = (np.unique(kinds, return_counts=True)[1] / len(kinds) for kinds in (ids, pairs))
+    one, two = (float(-(p * np.log(p)).sum()) for p in (one, two))
+    return dict(unigram=one, bigram=two - one)
+
+
 def plot(run_dir):
     """Draws log.jsonl as loss.png: training and validation loss, with landmarks that give the numbers a meaning.
     Returns whether it could: that takes matplotlib."""
@@ -1364,7 +1411,12 @@ def plot(run_dir):
     axes, uniform = figure.add_subplot(), math.log(config["model"]["vocab_size"])
     axes.plot(losses.keys(), losses.values(), color="#56B4E9", linewidth=0.8, label="training")
     axes.plot(val.keys(), val.values(), "o-", color="#D55E00", markersize=4, label="validation")
-    axes.axhline(uniform, color="grey", linestyle=":", label=f"knowing nothing: ln V = {uniform:.2f}")
+    for what, loss, style in (
+        ("knowing nothing: ln V", uniform, ":"),
+        ("knowing how frequent each token is", config["landmarks"]["unigram"], "--"),
+        ("and how frequent after the one before", config["landmarks"]["bigram"], "-."),
+    ):
+        axes.axhline(loss, color="grey", linestyle=style, linewidth=1, label=f"{what}: {loss:.2f}")
     if config["known"]:
         axes.axhline(GPT2_LOSS, color="black", linestyle="--", label=f"OpenAI's GPT-2 124M: {GPT2_LOSS}")
         near = {step: loss for step, loss in EXPECTED_LOSS.items() if step <= max(250, 1.5 * max(losses))}

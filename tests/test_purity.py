@@ -22,12 +22,17 @@ import generate
 import train_gpt2
 from train_gpt2 import train
 
-LONGEST_LESSON = 1480
+LONGEST_LESSON = 1530
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py"))
 TREES = {path.name: ast.parse(path.read_text("utf-8")) for path in SCRIPTS}
 by_script = pytest.mark.parametrize("name", TREES)
+
+
+SLEEP = """\
+if 'OMP_WAIT_POLICY' not in os.environ:
+    os.environ.setdefault('GOMP_SPINCOUNT', '5000')"""
 
 
 def is_guard(node):
@@ -47,15 +52,20 @@ def test_all_scripts_are_looked_at():
 # ------------------------------------------------------------------------------------------------------------- shape
 @by_script
 def test_top_level_holds_only_definitions(name):
-    """A docstring, imports, constants, functions, classes, and last of all at most one guard, which only calls main."""
+    """A docstring, imports, constants, functions, classes, and last of all at most one guard, which only calls main.
+    A script that computes also asks OpenMP, before it imports torch, to wait asleep, unless the user has said how."""
     docstring, *body = TREES[name].body
     assert isinstance(docstring, ast.Expr) and isinstance(docstring.value.value, str)
     if body and is_guard(body[-1]):
         assert list(map(ast.unparse, body.pop().body)) == ["sys.exit(main())"]
     harmless = {"dict", "dict.fromkeys", "frozenset", "ord", "range", "re.compile", "re.escape", "set", "tuple"}
     own = {node.name for node in body if isinstance(node, ast.ClassDef)}  # dataclasses and the like
+    asks = [node for node in body if isinstance(node, ast.If)]
+    assert list(map(ast.unparse, asks)) == ([SLEEP] if "import torch\n" in (ROOT / name).read_text("utf-8") else [])
     for node in body:
         where = f"{name}:{node.lineno}"
+        if node in asks:
+            continue
         allowed = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
         assert isinstance(node, allowed), f"{where}: {type(node).__name__}"
         if isinstance(node, ast.Assign | ast.AnnAssign):
@@ -270,6 +280,7 @@ def test_importing_does_nothing(tmp_path):
     """In a process of its own, without a network: no output, no file, no changed generator or setting, no heavy one."""
     before = sorted(ROOT.iterdir())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # then the lesson leaves the environment as it is
     done = subprocess.run([sys.executable, "-c", PROBE], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
@@ -282,6 +293,22 @@ def test_importing_does_nothing(tmp_path):
     assert found.pop("all") == []
     assert list(tmp_path.iterdir()) == []
     assert sorted(ROOT.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "count", "policy"],
+)
+def test_threads_wait_asleep_unless_the_user_says_how(given, spins):
+    """It must be said before torch is loaded, by every script that computes."""
+    for script in ("train_gpt2", "generate", "hellaswag"):
+        ask = "import os, sys; sys.modules['torch'] = None\n"
+        ask += f"try:\n    import {script}\nexcept ImportError:\n    print(os.environ.get('GOMP_SPINCOUNT'))"
+        environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+        command = [sys.executable, "-c", ask]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.stdout == f"{spins}\n", (script, done.stderr)
 
 
 # ------------------------------------------------------------------------------------------------------------ network
