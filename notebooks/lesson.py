@@ -266,6 +266,10 @@ def _diagnosis(wrong, answer, returned, returns):
     what = getattr(answer, "__name__", "the answer")
     if answer is None:
         return "The answer is None: put yours in its place."
+    items = list(answer.items()) if type(answer) is dict else list(enumerate(answer)) if type(answer) is list else []
+    for key, item in items:
+        if item is None:
+            return f"The answer for {key!r} is None: put yours in its place."
     if returns and returned and returned[-1] is None:
         return f"{what} returns None: is the return missing?"
     frames = traceback.extract_tb(wrong.__traceback__)
@@ -303,7 +307,8 @@ def _about_assertion(text, line):
     elif found := re.search(rf"Expected {number} but got {number}", text):
         said = f"{found[2].rstrip('.')} and {found[1]} should be the same"
     elif text:  # the author's own words
-        return " ".join(text.split()) + ("." if text[-1].isalnum() else "")
+        said = re.sub(r"^[a-z-]+[ ,]", lambda start: start[0].capitalize(), " ".join(text.split()).rstrip(": "))
+        return said + ("" if said.endswith((".", "!", "?")) else ".")
     else:
         return f"This should hold and does not: `{(line or '').removeprefix('assert ')}`."
     before = re.split("Tensor-likes|Scalars|The values", text[: found.start()])[0].strip().rstrip(":")

@@ -348,6 +348,7 @@ def test_check_tells_open_wrong_and_right(lesson, monkeypatch, capsys):
         ("def double(x):\n    return double(x)", "In `return double(x)`: it calls itself without end."),
         ("def double(x):\n    return x[7]", "In `return x[7]`: the shapes do not fit (index 7 is out of bounds"),
         ("double = None", "The answer is None: put yours in its place."),
+        ("double = {'a': 1, 'b': None}", "The answer for 'b' is None: put yours in its place."),
         ("double = 3", "the answer is 3, of type int; TypeError, 'int' object is not callable."),
     ],
 )
@@ -393,7 +394,7 @@ def test_check_lets_a_function_return_nothing_where_that_is_right(lesson, capsys
     lesson.check("00_fill", lambda rows: rows.append(1), test)
     lesson.check("00_fill", lambda rows: None, test, returns=False)
     printed = capsys.readouterr().out
-    assert printed.startswith("00_fill: right.\n00_fill: not right yet. nothing was put in")
+    assert printed.startswith("00_fill: right.\n00_fill: not right yet. Nothing was put in")
 
 
 @pytest.fixture
