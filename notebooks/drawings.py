@@ -132,11 +132,11 @@ def draw_machine(b):
     b.arrow((342, 513), (308, 513))
     b.arrow((middle, 502), (middle, 476))
     b.box(left, 366, width, 108, fill=PAPER)
-    b.text(left + 12, 461, "Block 1", ha="left")
+    b.text(left + 12, 461, "a block", ha="left")
     b.box(left + 20, 420, width - 40, 28, "attention: tokens exchange information", color=ORANGE)
     b.arrow((middle, 420), (middle, 406))
     b.box(left + 20, 376, width - 40, 28, "MLP: each token works by itself", color=GREEN)
-    b.box(left, 308, width, 28, "Blocks 2 to n_layer: the same, with other weights", fill=PAPER)
+    b.box(left, 308, width, 28, "n_layer - 1 more blocks, with weights of their own", fill=PAPER)
     b.box(left, 250, width, 28, "ln_f: LayerNorm")
     b.box(left, 192, width, 28, "head: the matrix wte again scores every token", color=BLUE)
     b.box(left, 134, width, 28, "softmax: scores become probabilities", color=PURPLE)
@@ -214,7 +214,7 @@ def draw_heads(b):
     b.code(354, 484, "view, permute: (B, nh, T, hs)", ha="right")
     for h, left in enumerate((10, 325)):
         b.box(left, 176, 305, 282, fill=PAPER)
-        b.text(left + 12, 442, f"head {h + 1} of nh = 2", ha="left")
+        b.text(left + 12, 442, f"head {h}, of nh = 2", ha="left")
         xs = dict(q=left + 34, k=left + 124, v=left + 224)
         for name, x in xs.items():
             b.grid(x, 346, [[SHADES[name][h]] * hs] * T, cell)
