@@ -500,20 +500,59 @@ def _load_gpt2():
 
 
 def find_tokenizer(model_path, vocab_size=None):
-    """The tokenizer that belongs to a model: in its folder, or beside its file, bpe.json (of an export) or
-    tokenizer.json (of a run; transformers has another format of that name, which is passed over); else GPT-2's.
+    """The tokenizer that belongs to a model: in its folder, or beside its file, bpe.json (of an export), that of
+    transformers if there is a config.json, or tokenizer.json (of a run); else GPT-2's.
 
     Raises UserError if vocab_size, the model's, is given and is not the tokenizer's; GPT-2's is not fetched for that.
     """
-    path, name, size = Path(model_path), "gpt2", 50_257
-    for file in [place / file for place in (path, path.parent) for file in ("bpe.json", "tokenizer.json")]:
-        theirs = file.name == "tokenizer.json" and (file.parent / "config.json").exists()  # transformers' own format
-        if path.exists() and file.is_file() and not theirs:
-            name, size = file, load_tokenizer(file).n_vocab
+    path, enc, name, size = Path(model_path), None, "gpt2", 50_257
+    for folder in (path, path.parent) if path.exists() else ():
+        theirs = (folder / "config.json").exists()  # transformers has another format called tokenizer.json
+        files = [folder / "bpe.json"] if theirs else [folder / "bpe.json", folder / "tokenizer.json"]
+        own = next(filter(Path.is_file, files), None)
+        if enc := load_tokenizer(own) if own else _load_transformers(folder) if theirs else None:
+            name, size = own or folder, enc.n_vocab
             break
     other = f"{model_path} has {vocab_size} tokens, but the tokenizer {name} has {size}"
-    require(vocab_size in (None, size), other, "put the tokenizer.json that it was trained with beside it")
-    return load_tokenizer(name)
+    hint = "put the tokenizer.json that it was trained with beside it, as bpe.json if there is a config.json"
+    require(vocab_size in (None, size), other, hint)
+    return enc or load_tokenizer("gpt2")
+
+
+def byte_names():
+    """{byte: how GPT-2's files write it}: as the character that Latin-1 shows for it, or else one from U+0100 on."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def _load_transformers(folder):
+    """The tokenizer in a directory of transformers, if it works as GPT-2's does; None if none is there.
+
+    Raises UserError for any other: the ids of GPT-2's would mean other words to the model.
+    """
+    whole, vocab_file, config = (folder / f"{name}.json" for name in ("tokenizer", "vocab", "tokenizer_config"))
+    if not (whole.exists() or vocab_file.exists() or config.exists()):
+        return None
+    what = f"the tokenizer in {folder} does not work as GPT-2's"
+    hint = "put one that does beside it, as bpe.json; python tokenizer.py train writes such files"
+    with explaining(what, (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError), hint):
+        if whole.exists():
+            content = json.loads(whole.read_bytes())
+            before, model = content["pre_tokenizer"], content["model"]
+            same = before["type"] == "ByteLevel" and before.get("use_regex", True) and not before["add_prefix_space"]
+            require(same and model["type"] == "BPE" and not content["normalizer"], f"{what}: {whole} says so", hint)
+            vocab, merges = model["vocab"], model["merges"]
+        else:
+            lines = (folder / "merges.txt").read_text("utf-8").splitlines()
+            vocab, merges = json.loads(vocab_file.read_bytes()), [line for line in lines[1:] if line]
+        bytes_of = {name: byte for byte, name in byte_names().items()}
+        tokens = sorted(vocab, key=vocab.get)
+        joined = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+        in_order = sorted(vocab.values()) == list(range(len(vocab))) and tokens[256:] == [*joined, EOT]
+        require(in_order, f"{what}: its ids are not 256 bytes, the merges in their order, and {EOT}", hint)
+        ranks = {bytes(bytes_of[char] for char in token): rank for rank, token in enumerate(tokens[:-1])}
+        return make_encoding(ranks, folder.resolve().name)
 
 
 def for_shards(folder, asked, sha256, vocab_size=None):

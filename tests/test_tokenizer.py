@@ -725,7 +725,76 @@ def test_find_tokenizer_passes_over_the_format_of_transformers(two, tmp_path):
         (model / name).write_text(content)
     assert T.find_tokenizer(model).name == T.find_tokenizer(model / "model.safetensors").name == "one"
     (model / "bpe.json").rename(model.parent / "tokenizer.json")     # that of the run which the export is of
+    (model / "tokenizer.json").unlink()
     assert T.find_tokenizer(model).name == "one"
+
+
+def spelled_as_transformers(enc):
+    """The vocabulary and the merges of an encoding, as the files of transformers have them."""
+    names = T.byte_names()
+    spell = {token: "".join(names[byte] for byte in token) for token in enc._mergeable_ranks}
+    vocab = {spell[token]: rank for token, rank in enc._mergeable_ranks.items()} | {T.EOT: T.eot_id(enc)}
+    merges = []
+    for token in sorted(enc._mergeable_ranks, key=enc._mergeable_ranks.get)[256:]:
+        before = {other: rank for other, rank in enc._mergeable_ranks.items() if rank < enc._mergeable_ranks[token]}
+        before = T.make_encoding(before, "before", r"[\s\S]+")
+        merges.append([spell[half] for half in before.decode_tokens_bytes(before.encode_ordinary(token.decode()))])
+    return vocab, merges
+
+
+def write_transformers(folder, vocab, merges, **changes):
+    """A directory with tokenizer.json, as transformers 5 writes it; with changes as paths: pre_tokenizer__type="x"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+               "model": {"type": "BPE", "vocab": vocab, "merges": merges}}
+    for path, value in changes.items():
+        *names, last = path.split("__")
+        inner = content
+        for name in names:
+            inner = inner[name]
+        inner[last] = value
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_tokenizer_of_transformers_that_works_as_gpt2s_is_used(two, tmp_path, monkeypatch):
+    no_gpt2(monkeypatch, tmp_path)
+    vocab, merges = spelled_as_transformers(two[0])
+    wanted = T.fingerprint(two[0])
+    for number, form in enumerate((merges, [" ".join(merge) for merge in merges])):
+        folder = write_transformers(tmp_path / f"whole{number}", vocab, form)
+        assert T.fingerprint(T.find_tokenizer(folder)) == wanted
+        assert T.find_tokenizer(folder / "config.json", two[0].n_vocab).name == folder.name
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "config.json").write_text("{}")
+    (tmp_path / "parts" / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "parts" / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), "utf-8")
+    assert T.fingerprint(T.find_tokenizer(tmp_path / "parts")) == wanted
+
+
+def test_another_tokenizer_of_transformers_is_refused_and_not_replaced_by_gpt2s(two, tmp_path, monkeypatch):
+    no_gpt2(monkeypatch, tmp_path)
+    vocab, merges = spelled_as_transformers(two[0])
+    moved = {token: rank + 1 for token, rank in vocab.items()}
+    cases = [dict(pre_tokenizer__type="Whitespace"), dict(pre_tokenizer__add_prefix_space=True),
+             dict(normalizer={"type": "NFC"}), dict(pre_tokenizer__use_regex=False),
+             dict(model__type="WordPiece"), dict(model__vocab=moved),
+             dict(model__merges=merges[::-1]), dict(model__merges=merges[:-1]), dict(pre_tokenizer=None),
+             dict(model__vocab=[]), dict(model__merges=[1]), dict(model__vocab=vocab | {"<pad>": len(vocab)}),
+             dict(model={})]
+    for number, changes in enumerate(cases):
+        folder = write_transformers(tmp_path / f"model{number}", vocab, merges, **changes)
+        with pytest.raises(T.UserError, match="does not work as GPT-2's") as caught:
+            T.find_tokenizer(folder)
+        assert "bpe.json" in caught.value.hint
+        T.save_tokenizer(two[1], folder / "bpe.json")
+        assert T.find_tokenizer(folder).name == "other"
+    (tmp_path / "sentencepiece").mkdir()
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.model"):
+        (tmp_path / "sentencepiece" / name).write_text("{}")
+    with pytest.raises(T.UserError, match="does not work as GPT-2's"):
+        T.find_tokenizer(tmp_path / "sentencepiece")
 
 
 @needs_gpt2
@@ -735,7 +804,6 @@ def test_find_tokenizer_gives_gpt2s_to_a_model_without_one(two, tmp_path, monkey
     assert T.find_tokenizer("gpt2").n_vocab == T.find_tokenizer("gpt2-xl").n_vocab == 50_257
     (tmp_path / "theirs" / "model").mkdir(parents=True)
     (tmp_path / "theirs" / "model" / "config.json").write_text("{}")
-    (tmp_path / "theirs" / "model" / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
     assert T.find_tokenizer("theirs/model").name == "gpt2"
 
 
