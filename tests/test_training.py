@@ -412,7 +412,11 @@ def test_folder_of_a_run(finished):
     _, folder, _ = finished
     names = sorted(p.name for p in folder.iterdir())
     checkpoints = [n for n in names if n.startswith("ckpt_")]
-    assert sorted(set(names) - set(checkpoints)) == ["log.jsonl", "loss.png", "tokenizer.json"]
+    assert sorted(set(names) - set(checkpoints)) == ["log.jsonl", "loss.png", "samples.txt", "tokenizer.json"]
+    written = (folder / "samples.txt").read_bytes().decode()
+    samples = of(read_log(folder), "sample")
+    assert len(samples) == 5
+    assert written == "".join(f"--- step {e['step']}\n{e['text']}\n\n" for e in samples)
     png = (folder / "loss.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and png[-8:-4] == b"IEND" and len(png) > 5000
     assert tokenizer.load_tokenizer(folder / "tokenizer.json").n_vocab == 300
@@ -435,7 +439,15 @@ def test_picture_shows_the_curves_with_landmarks_and_units(finished, monkeypatch
     training, validation, *landmarks = axes.get_lines()
     assert training.get_xydata().tolist() == [[e["step"], e["loss"]] for e in of(events, "train")]
     assert validation.get_xydata().tolist() == [[e["step"], e["val_loss"]] for e in of(events, "val")]
-    assert any(line.get_ydata()[0] == pytest.approx(math.log(300)) for line in landmarks)
+    tokens = load_data(TrainConfig(**read_log(folder)[0]["config"]), folder).train
+    ids = tokens.read(0, len(tokens)).tolist()
+
+    def entropy(things):
+        return -sum(n / len(things) * math.log(n / len(things)) for n in Counter(things).values())
+
+    unigram, pairs = entropy(ids), entropy(list(itertools.pairwise(ids)))
+    expected = [math.log(300), unigram, pairs - unigram]
+    assert [line.get_ydata()[0] for line in landmarks] == pytest.approx(expected, rel=1e-3)
     assert "tokens" in axes.get_xlabel() and "nats" in axes.get_ylabel() and axes.get_legend()
 
 
@@ -565,7 +577,8 @@ def test_console_lines(tiny_config, capsys):
 def test_time_left_is_that_of_the_steps_to_come(rt, monkeypatch, capsys, more, left):
     """A step takes 2 s. The first one with its 60 s, and a validation of an hour, do not count."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(train_gpt2, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    clocks = SimpleNamespace(perf_counter=lambda: clock.now, thread_time=lambda: clock.now)
+    monkeypatch.setattr(train_gpt2, "time", clocks)
     log = make_log(rt, config=SMALL, max_steps=20 + more, log_every=10)
     for step in range(20):
         clock.now += 2 if step else 60
@@ -574,9 +587,41 @@ def test_time_left_is_that_of_the_steps_to_come(rt, monkeypatch, capsys, more, l
             clock.now += 3600
             log.val(10, 1.0)
     lines = [line for line in capsys.readouterr().out.splitlines() if " | loss " in line]
-    assert [line.split()[1] for line in lines] == ["0", "9", "19"]
+    assert [line.split()[1] for line in lines] == [f"{step}/{20 + more}" for step in (0, 9, 19)]
     assert lines[0].endswith("| warming up") and lines[-1].endswith(f"| {left}")
     assert [e["ms"] for e in of(log.events, "train")] == [60_000, 2000, 2000]
+
+
+@pytest.mark.parametrize("share, told", [(1.0, 0), (0.7, 0), (0.5, 1), (0.1, 1)])
+def test_a_run_beside_a_busy_neighbour_says_so_once(rt, monkeypatch, capsys, share, told):
+    """The thread of the loop has its core for a share of the time; the first step, which reads much, does not count."""
+    clock = SimpleNamespace(now=1000.0)
+    clocks = SimpleNamespace(perf_counter=lambda: clock.now, thread_time=lambda: share * clock.now)
+    monkeypatch.setattr(train_gpt2, "time", clocks)
+    log = make_log(rt, config=SMALL, max_steps=40, log_every=10)
+    for step in range(40):
+        clock.now += 2
+        log.train(step, torch.tensor(1.0), torch.tensor(1.0), 1e-4)
+    out = capsys.readouterr().out
+    assert out.count("another program uses this CPU") == told
+    assert told == 0 or f"for {share:.0%} of the time; end that program, or try OMP_NUM_THREADS=1" in out
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_sample_ends_where_its_text_ends_or_says_that_it_was_cut(rt, monkeypatch, ends):
+    encoding = tiny_runs.encoding()
+    words, eot = encoding.encode_ordinary("the quick brown fox"), encoding.n_vocab - 1
+
+    def generate(model, start, new, stop_token, **how):
+        said = [*words, stop_token, *words] if ends else words
+        rows = (said * new)[:new] if not ends else (said + [stop_token] * new)[:new]
+        return torch.cat((start, torch.tensor([rows] * len(start))), dim=1)
+
+    monkeypatch.setattr(GPT, "generate", generate)
+    model = new_model(vocab_size=encoding.n_vocab)
+    texts = train_gpt2.sample_texts(model, encoding, rt, 2, 1)
+    assert eot == 299 and len(texts) == 2
+    assert all(text == "the quick brown fox" if ends else text.endswith(" [cut]") for text in texts)
 
 
 def test_last_line_says_what_to_look_at_and_what_to_run_next(tiny_config, capsys):
