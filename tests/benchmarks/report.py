@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TEXTS = {"tales": "`input.txt`, Tales of Little Harbour", "shakespeare": "Tiny Shakespeare"}
+TEXTS = {"tales": "`input.txt`, First Tales of Little Harbour", "shakespeare": "Tiny Shakespeare"}
 PAGES = [HERE.parents[1] / "README.md", HERE / "README.md"]
 
 
@@ -46,13 +46,58 @@ def quality():
 
 
 def sample():
-    """The end of the README's default run, unpolished: the first of its three last samples."""
+    """The end of the README's default run, unpolished: the first of its three last samples, a line a paragraph."""
     entries = [e for e in load("quality") or [] if (e["data"], e["optimizer"]) == ("tales", "adamw")]
     if not entries:
         return ""
     text = min(entries, key=lambda e: e["seed"] != 1337)["samples"][0].strip()
-    words = "\n".join("> " + line for line in text.split("\n"))
-    return words + "\n\nA sample of what it writes then, as it came."
+    return "> " + re.sub(r"\n+", r"\\\n> ", text)
+
+
+def stories():
+    """What the text teaches in two minutes and in twenty, and the default model's samples at other temperatures."""
+    result = load("stories")
+    if not result:
+        return ""
+
+    def shares(figures):
+        words = [f"{figures['share_known_words']:.1%}", figures["longest_copied_words"]]
+        return [*words, f"{figures['share_in_runs_of_10']:.1%}"]
+
+    rows = [
+        [f"`{r['name']}`", f"{r['parameters']:,}", f"{r['minutes']:.1f}", f"{r['val_bpb']:.3f}", *shares(r)]
+        for r in result["runs"]
+    ]
+    rows.append(["held-out stories", "", "", "", *shares(result["held_out_stories"])])
+    copied = ["words that exist", "longest run of copied words", "words in copied runs of 10 and more"]
+    first = table(["recipe", "parameters", "minutes", "held-out bits per byte", *copied], rows)
+    rows = [
+        [r["temperature"], r["top_k"] or "all", *shares(r), r["different_words"], f"{r['share_ended']:.0%}"]
+        for r in result["sampling"]
+    ]
+    second = table(["temperature", "top_k", *copied, "different words", "samples that came to an end"], rows)
+    where = f"{result['hardware']['threads']} cores of {result['hardware']['cpu']}, "
+    where += f"torch {result['versions']['torch']}, {result['date']}. Figures of 100 samples each."
+    return f"{first}\n\nThe recipe `tales` at other temperatures:\n\n{second}\n\n{where}"
+
+
+def story():
+    """A sample of the recipe `stories`, as it came."""
+    runs = [r for r in (load("stories") or {"runs": []})["runs"] if r["name"] == "stories"]
+    return "> " + re.sub(r"\n+", r"\\\n> ", runs[0]["samples"][0]["text"]) if runs else ""
+
+
+def neighbour():
+    """Milliseconds of a step, alone and beside a busy program, by how threads wait."""
+    result = load("neighbour")
+    if not result:
+        return ""
+    rows = [
+        [f"`{r['way']}`" if "=" in r["way"] else r["way"], f"{r['quiet_ms']:.0f}", f"{r['beside_ms']:.0f}"]
+        for r in result["rows"]
+    ]
+    where = f"{result['cores']} cores of {result['cpu']}, {result['dtype']}, torch {result['torch']}, {result['date']}."
+    return table(["threads wait", "ms a step, alone", "beside a busy program"], rows) + "\n\n" + where
 
 
 def tokenizer():
@@ -165,29 +210,20 @@ def recipes():
 
 
 def speed():
-    """One line a question: this project beside what people use today, on the machine of the result files."""
-    rows, lines = [], [load(name) for name in ("recipes", "generate", "hellaswag")]
+    """One sentence: how many times as fast as what people use today, on the machines of the result files."""
+    lines = [load(name) for name in ("recipes", "generate", "hellaswag")]
     if None in lines:
         return ""
     recipes, generate, hellaswag = lines
-    for key, what, beside in (
-        ("lecture", "training 124M, 4 x 256 tokens", "the lecture's recipe"),
-        ("nanogpt", "training the default model", "nanoGPT's loop, float32"),
-    ):
-        r = recipes[key]
-        rate = [f"{r[way]['median']:,.0f} tokens/s" for way in ("ours", "theirs")]
-        rows.append([what, rate[0], beside, rate[1], f"{r['ratio']['median']:.1f}"])
-    for r in generate["rows"]:
-        if (r["batch"], r["how"]) == (1, "greedy"):
-            rate = [f"{r.get(way, r['plain'])['median']:.0f} tokens/s" for way in ("packed", "transformers")]
-            what = f"generating with 124M, {r['dtype']}"
-            rows.append([what, rate[0], "transformers' generate", rate[1], f"{r['ratio']['median']:.1f}"])
-    for r in hellaswag["rows"]:
-        rate = [f"{r[way]['median']:.1f} items/s" for way in ("fast", "plain")]
-        what = f"HellaSwag with 124M, {r['dtype']}"
-        rows.append([what, rate[0], "four padded rows an item", rate[1], f"{r['times_plain']:.1f}"])
-    where = f"{recipes['threads']} cores of {recipes['cpu']}, torch {recipes['torch']}, {recipes['date']}."
-    return table(["measured", "this project", "compared with", "its speed", "ratio"], rows) + "\n\n" + where
+    one_text = {r["dtype"]: r["ratio"]["median"] for r in generate["rows"] if (r["batch"], r["how"]) == (1, "greedy")}
+    items = {r["dtype"]: r["times_plain"] for r in hellaswag["rows"]}
+    return (
+        f"On two cores of {recipes['cpu']}, beside what people use today: training 124M "
+        f"{recipes['lecture']['ratio']['median']:.1f} times the lecture's recipe; training the default model "
+        f"{recipes['nanogpt']['ratio']['median']:.1f} times nanoGPT's loop; generating one text "
+        f"{one_text['bfloat16']:.1f} times `transformers` in bfloat16 and {one_text['float32']:.1f} in float32; "
+        f"HellaSwag {items['bfloat16']:.1f} and {items['float32']:.1f} times four padded rows an item."
+    )
 
 
 def generation():
@@ -267,7 +303,8 @@ def scaling():
 TABLES = {
     "quality": quality, "sample": sample, "time_to_quality": time_to_quality, "tokenizer": tokenizer,
     "fineweb": fineweb, "ladder": ladder, "recipes": recipes, "generation": generation, "positions": positions,
-    "hellaswag": hellaswag, "speed": speed, "scaling": scaling, "memory": memory,
+    "hellaswag": hellaswag, "speed": speed, "scaling": scaling, "memory": memory, "stories": stories,
+    "story": story, "neighbour": neighbour,
 }  # fmt: skip
 
 
