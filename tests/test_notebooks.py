@@ -146,11 +146,13 @@ def test_the_readme_lists_the_lessons():
         assert (HERE / "thumbnails" / f"{file.name[:2]}.png").is_file()
 
 
-def test_the_minutes_add_up():
+def test_the_minutes_add_up(lesson):
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     minutes = [int(number) for number in re.findall(r"^\| <img .* (\d+) \|$", readme, re.M)]
     assert len(minutes) == len(FILES)
     assert 4.75 <= sum(minutes) / 60 <= 5.25 and "about five hours" in readme
+    for path, number in zip(FILES, minutes, strict=True):
+        assert f"About {number} minutes" in lesson.read(path).cells[0].source, path.name
 
 
 def sections(source):
