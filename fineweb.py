@@ -44,7 +44,7 @@ from pathlib import Path
 import numpy as np
 
 import tokenizer
-from tokenizer import EOT, VERSIONS, Parser, UserError, describe_counts, explaining, require, run_main, write_whole
+from tokenizer import EOT, Parser, UserError, describe_counts, explaining, require, run_main, write_whole
 
 # huggingface_hub and tqdm are imported where they are used.
 
@@ -488,17 +488,10 @@ def positive(text):
 def make_parser():
     parser = Parser("fineweb.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--version", choices=VERSIONS, default="10Bedu",
-                        help="10 or 100 billion tokens of FineWeb-Edu or FineWeb, 20 or 200 GB (default %(default)s)")
-    source.add_argument("--dataset", metavar="NAME", help="any data set of the Hub that has a column of text")
-    source.add_argument("--files", nargs="+", metavar="GLOB",
-                        help="your own documents: .parquet, .jsonl, .txt, the last two also with .gz or .zst; "
-                             "a text file holds documents separated by <|endoftext|>")
-    parser.add_argument("--config", help="which configuration of --dataset")
-    parser.add_argument("--split", help="which split of --dataset (default train)")
-    parser.add_argument("--revision", help="commit, tag or branch of --dataset (default the newest commit)")
-    parser.add_argument("--text_column", default="text", help="the column with the documents (default %(default)s)")
+    files = ("your own documents: .parquet, .jsonl, .txt, the last two also with .gz or .zst; "
+             f"a text file holds documents separated by {EOT}")
+    versions = "10 or 100 billion tokens of FineWeb-Edu or FineWeb, 20 or 200 GB (default: 10Bedu)"
+    tokenizer.add_source_options(parser, files, versions)
     parser.add_argument("--tokenizer", default="gpt2", help="gpt2, or a tokenizer.json (default %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="folder for the shards (default: named after the source)")
     parser.add_argument("--num_shards", type=positive, help="stop after so many, validation included (default all)")
@@ -510,12 +503,12 @@ def make_parser():
 
 def make_source(options):
     """What --version, --dataset or --files asks for -> (source, the folder that it goes to without --out)."""
-    extra = [name for name in ("config", "split", "revision") if getattr(options, name)]
-    require(options.dataset or not extra, f"--{''.join(extra[:1])} goes with --dataset only", "leave it out")
-    if options.files:
+    if not (options.files or options.dataset or options.version):
+        options.version = "10Bedu"
+    on_the_hub = tokenizer.hub_options(options)
+    if not on_the_hub:
         return FileSource(options.files, options.text_column), "shards"
-    chosen = (options.dataset, options.config, options.revision) if options.dataset else VERSIONS[options.version]
-    source = HubSource(*chosen, options.split or "train", options.text_column)
+    source = HubSource(*on_the_hub)
     if options.dataset:
         return source, f"{source.prefix}_shards"
     out, source.expected_tokens = SIZES[options.version]
@@ -524,8 +517,6 @@ def make_source(options):
 
 def run(argv):
     options = make_parser().parse_args(argv)
-    for name, value in vars(options).items():
-        require(value != "" and value != [""], f"--{name} is empty", "give it a value, or leave it out")
     if options.info:
         return print_info(options.info)
     enc = tokenizer.load_tokenizer(options.tokenizer)

@@ -535,7 +535,7 @@ def _load_transformers(folder):
     if not (whole.exists() or vocab_file.exists() or config.exists()):
         return None
     what = f"the tokenizer in {folder} does not work as GPT-2's"
-    hint = "put one that does beside it, as bpe.json; python tokenizer.py train writes such files"
+    hint = "put it there as bpe.json, in the format of tokenizer.save_tokenizer, if it cuts words as GPT-2's does"
     with explaining(what, (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError), hint):
         if whole.exists():
             content = json.loads(whole.read_bytes())
@@ -793,16 +793,13 @@ def split_corpus(text):
 
 # === 7. Commands ======================================================================================================
 def command_train(args):
-    given = [name for name in ("config", "revision", "split") if getattr(args, name)]
-    require(args.dataset or not given, f"--{' --'.join(given)} without --dataset", "it says what to take of one")
     require(args.samples > 0, f"--samples is {args.samples}", "it is a number of characters, at least 1")
-    if args.version or args.dataset:
-        source = VERSIONS.get(args.version, (args.dataset, args.config, args.revision))
-        stream, limit = HubDocuments(*source, args.split or "train", args.text_column), args.samples
+    if on_the_hub := hub_options(args):
+        stream, limit = HubDocuments(*on_the_hub), args.samples
         documents = map(stream.documents, range(stream.open()))
         name = args.version or Path(args.dataset).name
     else:
-        files, limit = expand(args.files), sys.maxsize
+        files, limit = expand(args.files or ["input.txt"]), sys.maxsize
         documents = (read_documents(file, args.text_column) for file in files)
         name = Path(re.sub(r"\.(gz|zst)$", "", files[0])).stem
     name, problems = args.name or re.sub(r"[^\w.-]", "_", name), Counter()
@@ -913,6 +910,8 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        for name, value in vars(found).items():
+            require(value not in ("", [""]), f"--{name} is empty", "give it a value, or leave it out")
         return found, unknown
 
     def error(self, message):
@@ -921,19 +920,32 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message, f"did you mean {near[0]}?" if near else f"python {self.prog} --help lists all options")
 
 
+def add_source_options(parser, files, version):
+    """The options that say which documents to read. files, version: what --files and --version do."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--files", nargs="+", metavar="FILE", help=files)
+    source.add_argument("--version", choices=VERSIONS, help=version)
+    source.add_argument("--dataset", metavar="NAME", help="any data set of the Hub that has a column of text")
+    parser.add_argument("--config", help="which configuration of --dataset")
+    parser.add_argument("--split", help="which split of --dataset (default: train)")
+    parser.add_argument("--revision", help="commit, tag or branch of --dataset (default: the newest commit)")
+    parser.add_argument("--text_column", default="text", help="the column with the documents (default: text)")
+
+
+def hub_options(args):
+    """What these options choose on the Hub, as HubDocuments takes it; None if they choose files."""
+    given = [name for name in ("config", "revision", "split") if getattr(args, name)]
+    require(args.dataset or not given, f"--{''.join(given[:1])} goes with --dataset only", "leave it out")
+    chosen = VERSIONS.get(args.version, (args.dataset, args.config, args.revision))
+    return (*chosen, args.split or "train", args.text_column) if args.version or args.dataset else None
+
+
 def make_parser():
     parser = Parser("tokenizer.py", description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="{train,show,eval}")
     train = commands.add_parser("train", help="learn a vocabulary and write it to NAME.json", allow_abbrev=False)
-    source = train.add_mutually_exclusive_group()
     kinds = f"text with {EOT} between documents, .jsonl or .parquet"
-    source.add_argument("--files", nargs="+", metavar="FILE", default=["input.txt"], help=f"{kinds} (input.txt)")
-    source.add_argument("--version", choices=VERSIONS, help="a stream of FineWeb-Edu or FineWeb")
-    source.add_argument("--dataset", metavar="NAME", help="a stream of any data set of the Hugging Face Hub")
-    train.add_argument("--config", help="configuration of --dataset")
-    train.add_argument("--split", help="split of --dataset (default: train)")
-    train.add_argument("--revision", help="commit, branch or tag of --dataset")
-    train.add_argument("--text_column", metavar="NAME", default="text", help="name of the column (default: text)")
+    add_source_options(train, f"{kinds} (default: input.txt)", "FineWeb-Edu or FineWeb, from the Hub")
     train.add_argument("--samples", type=int, default=10**8, help="characters to take of a stream (default: 100000000)")
     train.add_argument("--vocab_size", type=int, default=1024, help=f"ids, {MIN_VOCAB} to {MAX_VOCAB} (default: 1024)")
     how = "how text is cut into words; unicode keeps combining marks with their letters (default: gpt2)"
@@ -957,8 +969,6 @@ def make_parser():
 
 def run(argv):
     args = make_parser().parse_args(argv)
-    for name, value in vars(args).items():
-        require(value not in ("", [""]), f"{name} is empty", "leave it out, or say what it is")
     args.run(args)
 
 

@@ -484,9 +484,9 @@ def hub(tmp_path):
 def test_the_hub_is_streamed_with_a_pinned_revision(tmp_path, hub, enc, tokenizer_file, monkeypatch, capsys):
     import datasets
 
-    assert fineweb.SIZES.keys() == fineweb.VERSIONS.keys()
-    _, config, pinned = fineweb.VERSIONS["10Bedu"]
-    monkeypatch.setitem(fineweb.VERSIONS, "10Bedu", (str(hub), config, pinned))
+    assert fineweb.SIZES.keys() == tokenizer.VERSIONS.keys()
+    _, config, pinned = tokenizer.VERSIONS["10Bedu"]
+    monkeypatch.setitem(tokenizer.VERSIONS, "10Bedu", (str(hub), config, pinned))
     monkeypatch.setitem(fineweb.SIZES, "10Bedu", ("unused", 1e4))
     calls, load = [], datasets.load_dataset_builder
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: calls.append((a, k)) or load(*a, **k))

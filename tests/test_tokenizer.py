@@ -1118,7 +1118,7 @@ MISTAKES = {
     "empty path": (["train", "--files", "my.txt", "--out", ""], "out is empty"),
     "samples": (["train", "--version", "10B", "--samples", "0"], "--samples is 0"),
     "version": (["train", "--version", "9B"], "invalid choice"),
-    "config": (["train", "--version", "10B", "--config", "x", "--split", "y"], "--config --split without --dataset"),
+    "config": (["train", "--version", "10B", "--config", "x", "--split", "y"], "--config goes with --dataset only"),
     "pattern": (["train", "--files", "my.txt", "--pattern", "latin"], "invalid choice"),
     "would overwrite": (["train", "--files", "my.txt", "--out", "my.txt"], "not a tokenizer of ours"),
     "no tokenizer": (["show", "hi", "--tokenizer", "none.json"], "no tokenizer"),
