@@ -1,6 +1,5 @@
 """Lesson 4: a GPT-2 as one function of its weights."""
 
-import torch
 from torch.nn import functional as F
 
 
@@ -28,5 +27,4 @@ def gpt(idx, weights, config):
     for i in range(config.n_layer):
         x = x + attention(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn")
         x = x + mlp(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp")
-    tokens = w["wte.weight"][: config.vocab_size]  # (V, C): the head is the embedding
-    return norm(x, "ln_f") @ torch.t(tokens)  # (B, T, V)
+    return F.linear(norm(x, "ln_f"), w["wte.weight"])  # (B, T, V): the head is the embedding
