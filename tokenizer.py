@@ -6,7 +6,7 @@ all can be written; find the pair of neighbours that stands most often in the te
 it everywhere; repeat. Frequent words end up as one token, rare ones as a few pieces, and nothing is ever unknown.
 GPT-2's 50,257 tokens are 256 bytes + 50,000 such merges + one special token that marks the start of a document.
 
-    python tokenizer.py train --files input.txt --vocab_size 1024 --name tales --demo   # 1 s, writes tales.json
+    python tokenizer.py train --files input.txt --vocab_size 2048 --name tales --demo   # 2 s, writes tales.json
     python tokenizer.py train --files "docs/*.jsonl.gz" --pattern unicode               # for Hindi, Thai, Persian ...
     python tokenizer.py train --version 10Bedu --vocab_size 16384                       # FineWeb-Edu; needs the network
     python tokenizer.py show "Once upon a time" --tokenizer tales.json --steps
@@ -76,7 +76,6 @@ class UserError(Exception):
         self.hint = hint
 
 
-DataError = UserError  # its name in tests that have not been changed yet
 
 
 def require(condition, message, hint):
@@ -759,7 +758,7 @@ class Corpus(NamedTuple):
     val_bytes: int  # UTF-8 bytes of the documents held out, without markers
 
 
-def read_corpus(path, asked="auto", own=None, vocab_size=1024):
+def read_corpus(path, asked="auto", own=None, vocab_size=2048):
     """A text file -> Corpus, of which the last tenth is held out.
 
     asked       the tokenizer: a name or path, or "auto": that of the model at `own`, or else a new one, trained on the
@@ -947,7 +946,7 @@ def make_parser():
     kinds = f"text with {EOT} between documents, .jsonl or .parquet"
     add_source_options(train, f"{kinds} (default: input.txt)", "FineWeb-Edu or FineWeb, from the Hub")
     train.add_argument("--samples", type=int, default=10**8, help="characters to take of a stream (default: 100000000)")
-    train.add_argument("--vocab_size", type=int, default=1024, help=f"ids, {MIN_VOCAB} to {MAX_VOCAB} (default: 1024)")
+    train.add_argument("--vocab_size", type=int, default=2048, help=f"ids, {MIN_VOCAB} to {MAX_VOCAB} (default: 2048)")
     how = "how text is cut into words; unicode keeps combining marks with their letters (default: gpt2)"
     train.add_argument("--pattern", choices=KNOWN_PATTERNS, default="gpt2", help=how)
     train.add_argument("--name", help="name of the tokenizer (default: that of the first file or of the data set)")

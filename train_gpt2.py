@@ -5,7 +5,8 @@ Part I is all of GPT-2: follow one token forward, to a guess at the next one. Pa
 to gradients to better weights, on one machine or many. Part III is what a real run needs besides: device, files, log,
 options. A reader may stop before it; a function that is used and not yet defined, such as reading(), stands there.
 
-    python train_gpt2.py                                  two CPU cores, about two minutes, about 1.4 bits per byte
+    python train_gpt2.py                                  two CPU cores, about two minutes, about 1.1 bits per byte
+    python train_gpt2.py --recipe stories                 two CPU cores, about twenty minutes, 0.95 bits per byte
     python train_gpt2.py --recipe finetune --init gpt2 --data my.txt          one small GPU, minutes
     torchrun --standalone --nproc_per_node=8 train_gpt2.py --recipe gpt2      eight GPUs, hours, 3.05 nats per token
     python train_gpt2.py --help                           every option, with its unit and its default
@@ -106,12 +107,12 @@ class GPTConfig:
         return cls(**PRESETS[name] | overrides)
 
 
-PRESETS = {  # parameters: 124M, 355M, 774M, 1558M, and about a million for a laptop
+PRESETS = {  # parameters: 124M, 355M, 774M, 1558M, and 1.3M for a laptop
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": dict(n_layer=48, n_head=25, n_embd=1600),
-    "tales": dict(n_layer=4, n_head=2, n_embd=128, block_size=128, vocab_size=1024),
+    "tales": dict(n_layer=2, n_head=4, n_embd=192, block_size=128, vocab_size=2048),
 }
 
 
@@ -156,7 +157,6 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # the 3 comes first and is unpacked: (B, nh, T, hs) each
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nh, Tk, hs)
-            q = q.to(k.dtype)  # the cache may be float32
         Tk = k.size(2)
         p = self.dropout if self.training else 0.0
         if q.is_cpu and q.dtype == torch.bfloat16 and T == Tk <= 256 and p == 0:
@@ -166,7 +166,7 @@ class CausalSelfAttention(nn.Module):
         else:  # T new tokens see the Tk - T cached ones and, of the new, each itself and earlier ones (True: is seen)
             mask = None if T == 1 else torch.ones(T, Tk, dtype=torch.bool, device=x.device).tril(Tk - T)
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p)
-        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)  # the heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -180,8 +180,7 @@ class KVCache:
         """Adds k and v, each (B, nh, T, hs), and returns all that is held: (B, nh, length, hs) each."""
         if self.length == 0:  # room for all tokens at once, because growing would copy everything each time
             shape = (*k.shape[:2], self.max_length, k.size(3))
-            dtype = torch.float32 if k.is_cpu else k.dtype  # a CPU reads a bfloat16 cache more slowly
-            self.k, self.v = k.new_empty(shape, dtype=dtype), v.new_empty(shape, dtype=dtype)
+            self.k, self.v = k.new_empty(shape), v.new_empty(shape)
         start, self.length = self.length, self.length + k.size(2)
         require(self.length <= self.max_length, f"{self.length} tokens in a cache of {self.max_length}", "enlarge it")
         self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
@@ -246,8 +245,9 @@ class GPT(nn.Module):
                 p.zero_()
             elif p.dim() == 2:  # small numbers, so that all scores begin nearly equal; scales of LayerNorms stay 1
                 std = 0.01 if "wpe" in name else 0.02  # both as in OpenAI's code
-                # Each block adds to the stream twice; 1/sqrt(2 n_layer) keeps its variance independent of depth.
-                std /= math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1
+                if name.endswith("c_proj.weight"):
+                    # Each block adds to the stream twice; 1/sqrt(2 n_layer) keeps its variance independent of depth.
+                    std /= math.sqrt(2 * self.config.n_layer)
                 p.normal_(0.0, std)
 
     def hidden(self, idx, cache=None):
@@ -345,7 +345,7 @@ class GPT(nn.Module):
         """Logits (B, V) -> one id for each row, (B, 1), drawn on the CPU: a seed gives the same draws on every device.
 
         temperature divides the logits: below 1 the likely tokens become likelier, and 0 always takes the likeliest.
-        top_k keeps the k likeliest tokens, top_p the fewest likeliest whose probabilities add up to top_p (Holtzman et
+        top_k keeps the k likeliest tokens, top_p the fewest likeliest that together have it or more (Holtzman et
         al. 2019, arXiv 1904.09751). Raises UserError for values outside their range."""
         valid = temperature >= 0 and math.isfinite(temperature)
         require(valid, f"temperature is {temperature}", "0 takes the likeliest token, 1 samples as trained")
@@ -482,20 +482,20 @@ class TrainConfig:
     init: str | None = None  # start from these weights: gpt2 .. gpt2-xl, a checkpoint, or a directory
     resume: str | None = None  # continue a run: from CKPT; auto, also without a word: from its newest, if there is one
     tokenizer: str = "auto"  # gpt2, or a file; auto: that of the shards or of --init, or a new one for a text
-    vocab_size: int | None = None  # tokens in the vocabulary of a new tokenizer (1024 if left out)
-    n_layer: int | None = 4  # blocks
-    n_head: int | None = 2  # attention heads in each block
-    n_embd: int | None = 128  # channels of the residual stream
+    vocab_size: int | None = None  # tokens in the vocabulary of a new tokenizer (2048 if left out)
+    n_layer: int | None = 2  # blocks
+    n_head: int | None = 4  # attention heads in each block
+    n_embd: int | None = 192  # channels of the residual stream
     block_size: int | None = 128  # context, in tokens
     dropout: float = 0.0  # share of the numbers between layers zeroed in training
     micro_batch: int = 16  # sequences read at once by each process; 0: the most that fit
     total_batch: int = 2048  # tokens a step, over all processes and micro-steps
     max_steps: int = 2000  # steps; 0: only validate and sample, and write nothing
     epochs: float | None = None  # passes over the data, another way to say --max_steps
-    lr: float = 6e-3  # peak learning rate
+    lr: float = 3e-3  # peak learning rate
     min_lr: float = 0.0  # learning rate towards which the schedule falls
     warmup_steps: int = 50  # steps until the peak
-    weight_decay: float = 1.0  # of matrices; biases and LayerNorms have none
+    weight_decay: float = 0.5  # of matrices; biases and LayerNorms have none
     clip: float = 1.0  # longest gradient allowed: its norm over all weights
     optimizer: typing.Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks, adamw for the rest
     val_every: int = 200  # steps between validations; 0: only at the end
@@ -529,9 +529,13 @@ FINEWEB = dict(
     weight_decay=0.1, val_every=250, val_tokens=10_485_760, sample_every=1000, log_every=10,
 )  # fmt: skip
 # Validation losses to expect, in nats per token: gpt2 has 10.95 at step 0, 6.16 at 250, 4.15 at 1,000 and 3.05 at the
-# end (OpenAI's own 124M weights: 3.29); tales has 6.93 (ln 1024) at step 0, and 1.4 bits per byte at the end.
+# end (OpenAI's own 124M weights: 3.29); tales has 7.62 (ln 2048) at step 0, and 1.1 bits per byte at the end.
 RECIPES = {
-    "tales": dict(),  # the defaults above; weight_decay is ten times the usual, as the text is read 12 times
+    "tales": dict(),  # the defaults above; weight_decay is five times the usual, as the text is read seven times
+    "stories": dict(
+        n_layer=4, n_head=8, n_embd=256, block_size=256, dropout=0.1, total_batch=4096, max_steps=3000,
+        warmup_steps=100, optimizer="muon", sample_every=1000, log_every=50,
+    ),
     "gpt2": dict(**FINEWEB, **PRESETS["gpt2"], lr=6e-4, min_lr=6e-5),
     "gpt2-medium": dict(**FINEWEB, **PRESETS["gpt2-medium"], lr=3e-4, min_lr=3e-5),
     "gpt2-large": dict(**FINEWEB, **PRESETS["gpt2-large"], lr=2.5e-4, min_lr=2.5e-5),
@@ -644,7 +648,8 @@ def setup_runtime(device="auto", dtype="auto", compile="auto"):
         keep_freed_memory()
     group = None
     if "RANK" in os.environ:
-        require(device.index in (None, local_rank), f"every process would use {device}", "use --device cuda")
+        alone = os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"
+        require(alone or device.index in (None, local_rank), f"all would use {device}", "use --device cuda")
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
         # Sums on the CPU get a group of their own: one shared with DDP (below) was seen to hang at the end.
@@ -690,8 +695,10 @@ def train_step(model, batches, optimizers, rt, clip):
         rt.scaler.unscale_(optimizer)  # divides the gradients by what scale() multiplied the loss by
     # A gradient longer than clip is shortened, and keeps its direction: no rare batch shall move us far.
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    overflowed = rt.scaler.is_enabled() and not math.isfinite(norm.item())  # float16: this step is left out
     for optimizer in optimizers:
-        rt.scaler.step(optimizer)  # optimizer.step(), left out if float16 overflowed
+        if not overflowed:
+            rt.scaler.step(optimizer)  # optimizer.step()
         optimizer.zero_grad(set_to_none=True)  # backward() adds to what is there
     rt.scaler.update()  # a larger factor after many good steps, a smaller one after an overflow
     return mean_loss, norm
@@ -739,13 +746,13 @@ def load_checkpoint(path):
         damaged = zipfile.ZipFile(path).testzip()  # torch.save writes a checksum for each tensor, torch.load ignores it
         require(not damaged, f"{path} is damaged: {damaged} has another checksum", "take an older checkpoint")
         ckpt = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        earlier = "looked_up" in ckpt  # a key that only earlier versions wrote
+        earlier = isinstance(ckpt, dict) and "looked_up" in ckpt  # a key that only earlier versions wrote
         require(not earlier, f"{path} is of an earlier version of train_gpt2.py", "train again")
         kinds = {"model": dict, "model_config": dict, "optimizers": list, "scaler": dict, "config": dict, "data": str}
         kinds |= {"step": int, "best": list}
         ours = isinstance(ckpt, dict) and all(isinstance(ckpt.get(k), kind) for k, kind in kinds.items())
         require(ours, f"{path} is no checkpoint of train_gpt2.py", hint)
-        replace(TrainConfig(**ckpt["config"]), max_steps=ckpt["step"])  # made for its checks only
+        replace(TrainConfig(**ckpt["config"]), max_steps=ckpt["step"])  # raises for what no run can have
         check_sizes(GPTConfig(**ckpt["model_config"]), ckpt["model"])
     return ckpt
 
@@ -805,10 +812,10 @@ def due(every, step, cfg):
 def train(cfg):
     """Trains as cfg says and leaves everything in the run's folder. Returns the events, as log.jsonl has them."""
     rt = setup_runtime(cfg.device, cfg.dtype, cfg.compile)
-    # A notebook's random generator is left as it was.
-    random_state = torch.random.fork_rng([rt.device] if rt.device.type == "cuda" else [])
     run_dir, ckpt_path = open_run(cfg)
-    with stop_signals() as stop, random_state, contextlib.ExitStack() as until_the_end:
+    cards = [rt.device] if rt.device.type == "cuda" else []
+    # fork_rng leaves a notebook's random generators as they were.
+    with stop_signals() as stop, torch.random.fork_rng(cards), contextlib.ExitStack() as until_the_end:
         # Get everything ready. stop fills when Ctrl-C or a scheduler asks the run to save and end.
         ckpt = load_checkpoint(ckpt_path) if ckpt_path else None
         data = load_data(cfg, run_dir)
@@ -817,8 +824,6 @@ def train(cfg):
         cfg, B, grad_accum = plan_batches(cfg, model, data, rt)  # total_batch = B x T x grad_accum x processes
         T = model.config.block_size
         optimizers = configure_optimizers(model, cfg, rt.device)
-        why = "muon with float16 cannot leave out a step that overflowed"
-        require(cfg.optimizer != "muon" or rt.dtype != torch.float16, why, "use --dtype float32 or --optimizer adamw")
         with reading(ckpt_path):
             start, best = restore(ckpt, model, optimizers, rt, cfg, data) if ckpt else (0, (math.inf, -1))
         same = rt.sum([start])[0] == start * rt.world_size  # hosts without a common disk may hold other checkpoints
@@ -826,7 +831,8 @@ def train(cfg):
         ckpt = None  # frees 12 bytes a parameter: the weight and AdamW's two means
         compiled_model, step_model = compile_and_ddp(model, rt)
         loader = DataLoaderLite(data.train, B, T, grad_accum, rt.rank, rt.world_size, cfg.shuffle, cfg.seed)
-        until_the_end.enter_context(only_writer(run_dir, rt))  # no other program may write there meanwhile
+        if run_dir and rt.rank == 0 and os.name != "nt":  # no other program may write there; Windows has no such lock
+            until_the_end.callback(os.close, lock(run_dir))
         log = RunLog(run_dir, cfg, rt, data, model, start, best)
         rt.print(f"step = {B} x {T} tokens x {grad_accum} micro-steps x {rt.world_size} processes")
 
@@ -864,7 +870,7 @@ def train(cfg):
                 break
         log.close(stopped)
     # Not in a finally: after an error in one process the others never get here, and this call would wait for them.
-    if dist.is_initialized():
+    if rt.group:
         dist.destroy_process_group()
     return log.events
 
@@ -891,7 +897,7 @@ def choose_device(name, local_rank=0):
     found, why = "cpu", "no GPU here"
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         found, why = "cuda" if torch.cuda.is_available() else "mps", "a GPU is here"
-    elif shutil.which("nvidia-smi"):
+    elif shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # empty: the user hides it
         too_old = "the driver of this NVIDIA GPU is too old for this build of torch"
         why = too_old if torch.version.cuda else "this build of torch is for CPUs only, though an NVIDIA GPU is here"
         require("RANK" not in os.environ or name != "auto", why, "install a newer driver or another build of torch")
@@ -925,7 +931,8 @@ def choose_compile(name, device):
     """--compile -> (bool, why)."""
     if name != "auto":
         return name == "true", "as asked"
-    if device.type == "cuda" and importlib.util.find_spec("triton"):
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)  # Triton needs that
+    if capable and importlib.util.find_spec("triton"):
         return True, "the first step takes a minute longer, all others less"
     return False, "auto compiles on CUDA with Triton (Windows: triton-windows); elsewhere the code runs as written"
 
@@ -991,8 +998,10 @@ def stop_signals():
 
     try:
         with contextlib.suppress(ValueError):  # only a program's main thread may set handlers
-            numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # no SIGHUP on Windows
-            old = {s: signal.signal(s, handle) for s in dict.fromkeys(numbers)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+                numbers.append(signal.SIGHUP)
+            old = {number: signal.signal(number, handle) for number in numbers}
         yield received
     finally:
         for number, handler in old.items():
@@ -1100,7 +1109,8 @@ def reading(path, hint="make it or fetch it again"):
             raise UserError(str(e) if str(path) in str(e) else f"{path}: {e}", e.hint) from e
         reason = " ".join(str(e).split())[:160] or type(e).__name__
         if reason.startswith("Weights only load failed"):  # torch goes on to say how to load it unsafely
-            reason = "it holds Python objects, which are never run here; save its tensors and numbers alone"
+            hint = "where it was made, save its weights alone: torch.save(model.state_dict(), 'pytorch_model.bin')"
+            raise UserError(f"{path} holds Python objects, which are never run here", hint) from e
         raise UserError(f"{path} is damaged, or not what it should be: {reason}", hint) from e
 
 
@@ -1134,7 +1144,8 @@ def open_run(cfg):
     name = cfg.name or cfg.recipe
     plain = name not in ("", ".", "..") and not set(name) & set("/\\")
     require(plain, f"name {name!r} is no name of a folder", "leave out slashes; --log_dir says where it is")
-    found = [(re.fullmatch(re.escape(name) + r"(?:-(\d+))?", p.name), p) for p in Path(cfg.log_dir).glob("*")]
+    folders = [Path(cfg.log_dir) / name] if cfg.name else Path(cfg.log_dir).glob("*")
+    found = [(re.fullmatch(re.escape(name) + r"(?:-(\d{1,3}))?", p.name), p) for p in folders]
     taken = [(int(match[1] or 1), path) for match, path in found if match and path.is_dir() and any(path.iterdir())]
     number, last = max(taken, default=(0, None))
     if cfg.resume and last:
@@ -1144,6 +1155,21 @@ def open_run(cfg):
     hint = "continue it with --resume, or choose another --name"
     require(not (cfg.name and last), f"{last} holds a run already", hint)
     return Path(cfg.log_dir) / (f"{name}-{number + 1}" if last else name), None
+
+
+def lock(folder):
+    """Keeps a run's folder for this process until the handle is closed: two would delete each other's checkpoints."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(handle)
+        pids = [event["pid"] for event in read_log(folder) if "pid" in event]
+        raise UserError(f"process {pids[-1:]} is writing to {folder}", "stop it, or give another --name") from e
+    return handle
 
 
 # A model that differs in one of these would load and compute something else.
@@ -1218,27 +1244,6 @@ def write_weights(model, directory):
     write_whole(directory / "config.json", lambda f: f.write(json.dumps(config, indent=2).encode()))
 
 
-@contextlib.contextmanager
-def only_writer(folder, rt):
-    """Keeps a run's folder for this process, until it ends in any way: two would delete each other's checkpoints."""
-    if not folder or rt.rank > 0 or os.name == "nt":  # Windows has no flock
-        yield
-        return
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            pids = [event["pid"] for event in read_log(folder) if "pid" in event]
-            raise UserError(f"process {pids[-1:]} is writing to {folder}", "stop it, or give another --name") from e
-        yield
-    finally:
-        os.close(handle)
-
-
 # === 19. The log: a line an event in log.jsonl, a line an interval on the terminal, and a picture. ==================
 FORMATS = dict(  # how the values of an event look on the terminal
     loss="loss {:.4f}", lr="lr {:.1e}", norm="norm {:.4f}", ms="{:.1f} ms", tokens_per_s="{:,.0f} tok/s",
@@ -1261,8 +1266,7 @@ class RunLog:
 
     def __init__(self, run_dir, cfg, rt, data, model, start, best):
         self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
-        self.events, self.val_loss, self.saved = [], math.inf, [start]
-        self.warm, self.picture, self.told = False, True, False
+        self.events, self.val_loss, self.warm, self.told = [], math.inf, False, False
         card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
         peak = PEAK_TFLOPS.get(card, math.inf) if rt.dtype != torch.float32 else math.inf
         self.peak = rt.world_size * 1e12 * peak
@@ -1351,19 +1355,19 @@ class RunLog:
         self.val_loss = math.inf  # of this step only
         state = dict(step=step, best=list(self.best), config=asdict(self.cfg), data=self.data.identity)
         save_checkpoint(path, self.model, optimizers, self.rt, **state)
-        self("checkpoint", step, path=str(path))
-        self.saved.append(step)
         if self.rt.rank == 0:
-            for old, old_path in checkpoints(self.run_dir):
-                if old not in (*self.saved[-2:], self.best[1]):
-                    old_path.unlink()
+            for old, old_path in checkpoints(self.run_dir)[2:]:
+                if old != self.best[1]:
+                    with contextlib.suppress(PermissionError):  # Windows, while another program reads it
+                        old_path.unlink()
             samples = [e for e in read_log(self.run_dir) if e["event"] == "sample"]
             text = "".join(f"--- step {e['step']}\n{e['text']}\n\n" for e in samples)
             write_whole(self.run_dir / "samples.txt", lambda f: f.write(text.encode()))
             try:
-                self.picture = self.picture and plot(self.run_dir)
-            except Exception as e:  # a picture is not worth a run
+                plot(self.run_dir)
+            except Exception as e:  # a run goes on without its picture, as without matplotlib
                 self.rt.print(f"no loss.png: {type(e).__name__}: {e}")
+        self("checkpoint", step, path=str(path))  # last, as it starts the clock again
 
     def close(self, stopped):
         """Says what to do next."""
@@ -1372,9 +1376,8 @@ class RunLog:
         elif len(self.events) == 1:  # the configuration
             self.rt.print("this run is finished; --resume with more --max_steps continues it")
         elif self.run_dir:
-            run = shlex.quote(str(self.run_dir))
-            seen = f"{run}/loss.png" if self.picture else f"{run}/log.jsonl (no loss.png without matplotlib)"
-            self.rt.print(f"look at {seen}; next: python generate.py --checkpoint {run}")
+            run = shlex.quote(self.run_dir.as_posix())
+            self.rt.print(f"look at loss.png and samples.txt in {run}; next: python generate.py --checkpoint {run}")
 
 
 def read_log(run_dir):
@@ -1398,12 +1401,9 @@ def landmarks(tokens):
 
 
 def plot(run_dir):
-    """Draws log.jsonl as loss.png: training and validation loss, with landmarks that give the numbers a meaning.
-    Returns whether it could: that takes matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot: no window, no global state
-    except ImportError:
-        return False
+    """Draws log.jsonl as loss.png: training and validation loss, with landmarks that give the numbers a meaning."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
     events = read_log(run_dir)
     config, losses = events[0], {e["step"]: e["loss"] for e in events if e["event"] == "train"}
     val = {e["step"]: e["val_loss"] for e in events if e["event"] == "val"}
@@ -1426,7 +1426,6 @@ def plot(run_dir):
     axes.grid(alpha=0.3)
     axes.legend()
     write_whole(Path(run_dir) / "loss.png", lambda f: figure.savefig(f, format="png"))
-    return True
 
 
 # === 20. Options, made from TrainConfig, and what to say when something goes wrong. =================================
@@ -1479,7 +1478,8 @@ def config_from_args(argv=None):
     cfg = replace(defaults, **given)
     require(not {"epochs", "max_steps"} <= given.keys(), "--epochs and --max_steps say the same", "give one of them")
     path = open_run(cfg)[1] if cfg.resume else None
-    later = [p.name for _, p in checkpoints(path.parent) if p.name > path.name] if path and cfg.resume != "auto" else []
+    named = path and cfg.resume != "auto"
+    later = [p.name for _, p in checkpoints(path.parent)[:1] if p.name != path.name] if named else []
     require(not later, f"{path} is not the last: {later[:1]} would be lost", "move it away, or begin anew with --init")
     if path:
         saved = load_checkpoint(path)["config"] | dict(epochs=None)  # its epochs have become max_steps
@@ -1502,12 +1502,12 @@ def run_main(function, argv=None):
         return 1
     except Exception as e:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(3)  # what all processes met the first one tells, and torchrun ends the others meanwhile
+            time.sleep(3)  # the first process reports what all of them met, and torchrun ends the others meanwhile
         text, hint = " ".join(str(e).split())[:300], getattr(e, "hint", None)
         if isinstance(e, torch.OutOfMemoryError | MemoryError) or "tried to allocate" in text.lower():
             text, hint = f"out of memory: {text}", "halve --micro_batch, or use --activation_checkpointing, --zero"
         elif isinstance(e, ModuleNotFoundError):
-            hint = f"pip install {e.name}, or copy {e.name}.py beside this file"
+            hint = f"pip install {e.name}; if it is a file of this project, copy {e.name}.py here"
         elif isinstance(e, OSError):
             hint = "is it there, may you use it, and has the disk room?"
         elif type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):

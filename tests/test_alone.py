@@ -131,8 +131,9 @@ def test_it_trains_validates_and_saves(alone):
     assert alone.first.stderr == ""
 
 
-def test_it_says_once_what_it_does_without(alone):
-    assert len(re.findall(r"^.*matplotlib.*$", alone.first.stdout, re.MULTILINE)) == 1
+def test_it_says_what_it_does_without(alone):
+    """A picture after each of its two checkpoints, and samples."""
+    assert len(re.findall(r"^no loss.png: .*matplotlib.*$", alone.first.stdout, re.MULTILINE)) == 2
     assert len(re.findall(r"^.*no samples.*$", alone.first.stdout, re.MULTILINE)) == 1
     assert [e for e in read_log(alone.path / "log/tales") if e["event"] == "sample"] == []
 

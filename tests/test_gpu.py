@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import losses, options, tiny, write_shards
@@ -105,12 +106,13 @@ def test_a_card_that_cannot_compute_is_refused(machine, monkeypatch, message):
 
 
 def test_one_card_for_all_processes_is_refused(monkeypatch):
-    for name, value in dict(RANK=1, LOCAL_RANK=1, WORLD_SIZE=2).items():
+    for name, value in dict(RANK=1, LOCAL_RANK=1, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2).items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(train_gpt2, "choose_device", lambda *args: (torch.device("cuda", 0), "as asked"))
     monkeypatch.setattr(train_gpt2, "choose_dtype", lambda *args: (torch.bfloat16, ""))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    with pytest.raises(UserError, match="every process would use cuda:0") as caught:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(UserError, match="all would use cuda:0") as caught:
         setup_runtime("cuda:0")
     assert "--device cuda" in caught.value.hint
 
@@ -118,7 +120,8 @@ def test_one_card_for_all_processes_is_refused(monkeypatch):
 def test_peaks_are_of_exactly_these_cards_and_of_16_bits(monkeypatch, tmp_path):
     """An H100 behind PCIe, a slice of one, or a T400 are other cards; float32 has another peak."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: monkeypatch.card)
-    data = SimpleNamespace(train=range(1000), val=range(100), source="x", encoding=None, tokenizer_file=None)
+    stream = train_gpt2.TokenStream([np.zeros(100, np.uint16)], 300)
+    data = SimpleNamespace(train=stream, val=stream, source="x", encoding=None, tokenizer_file=None)
 
     def peak(card, dtype=torch.bfloat16):
         monkeypatch.card = card

@@ -22,7 +22,7 @@ import generate
 import train_gpt2
 from train_gpt2 import train
 
-LONGEST_LESSON = 1530
+LONGEST_LESSON = 1540
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py"))

