@@ -76,8 +76,6 @@ class UserError(Exception):
         self.hint = hint
 
 
-
-
 def require(condition, message, hint):
     """Raises UserError unless the condition holds."""
     if not condition:

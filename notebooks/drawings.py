@@ -128,7 +128,7 @@ def draw_machine(b):
     b.box(left, 544, width, 28, "wte: C numbers for each token", color=BLUE)
     b.arrow((middle, 544), (middle, 524))
     b.plus(middle, 513)
-    b.box(342, 499, left + width - 342, 28, "wpe: its place", color=BLUE)
+    b.box(342, 499, left + width - 342, 28, "wpe: its position", color=BLUE)
     b.arrow((342, 513), (308, 513))
     b.arrow((middle, 502), (middle, 476))
     b.box(left, 366, width, 108, fill=PAPER)
