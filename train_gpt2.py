@@ -56,8 +56,9 @@ from pathlib import Path
 
 import numpy as np
 
-# On Linux, threads of torch that wait for each other keep their cores busy, by default for so long that one other busy
-# program makes a small step 20 times slower. Here they look 5,000 times, then sleep. torch reads this when imported.
+# On Linux, threads of torch that wait for each other keep their cores busy, by default for so long that another busy
+# program makes a small step four times slower, here twice: they look 5,000 times, then sleep. (neighbour.json in
+# tests/benchmarks/results.) torch reads this when it is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -533,8 +534,7 @@ FINEWEB = dict(
 RECIPES = {
     "tales": dict(),  # the defaults above; weight_decay is five times the usual, as the text is read seven times
     "stories": dict(
-        n_layer=4, n_head=8, n_embd=256, block_size=256, dropout=0.1, total_batch=4096, max_steps=3000,
-        warmup_steps=100, optimizer="muon", sample_every=1000, log_every=50,
+        n_layer=4, n_head=8, n_embd=256, block_size=256, dropout=0.1, micro_batch=8, max_steps=1300, optimizer="muon",
     ),
     "gpt2": dict(**FINEWEB, **PRESETS["gpt2"], lr=6e-4, min_lr=6e-5),
     "gpt2-medium": dict(**FINEWEB, **PRESETS["gpt2-medium"], lr=3e-4, min_lr=3e-5),

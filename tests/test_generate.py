@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -421,7 +422,11 @@ def test_interactive_in_a_terminal_that_knows_ascii_only(run_folder):
 # ----------------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_weights_change_nothing_but_rounding(dtype):
+def test_packed_weights_change_nothing_but_rounding(dtype, monkeypatch):
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no packed weights in both types")
+    monkeypatch.setattr(generate, "packing_pays", lambda model: True)  # for so small a model it hardly does
+
     def make():
         torch.manual_seed(0)
         model = GPT(CONFIG).eval()
@@ -430,8 +435,6 @@ def test_packed_weights_change_nothing_but_rounding(dtype):
         return model.to(dtype)
 
     plain, packed = make(), pack_weights(make())
-    if type(packed.transformer.h[0].mlp.c_fc) is torch.nn.Linear:
-        pytest.skip("this processor has no packed weights")
     idx = torch.randint(0, 300, (3, 9), generator=torch.Generator().manual_seed(1))
     close = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=0.02, rtol=0.02)
     torch.testing.assert_close(packed(idx)[0], plain(idx)[0], **close)
@@ -441,9 +444,25 @@ def test_packed_weights_change_nothing_but_rounding(dtype):
     assert left == ["lm_head"]  # whose weight is the table of embeddings as well
 
 
-def test_weights_stay_as_they_are_on_other_processors(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert type(pack_weights(GPT(CONFIG)).transformer.h[0].attn.c_attn) is torch.nn.Linear
+@pytest.mark.parametrize(("packed_ms", "packs"), [(2.0, False), (0.97, False), (0.9, True), (0.5, True)])
+def test_weights_are_packed_where_a_trial_says_that_it_pays(monkeypatch, packed_ms, packs):
+    """A clock that gives each product its time: the plain one a millisecond."""
+    clock = SimpleNamespace(now=0.0)
+
+    def takes(ms, product):
+        def timed(self, x):
+            clock.now += ms / 1000
+            return product(self, x)
+
+        return timed
+
+    monkeypatch.setattr(generate.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(generate.PackedLinear, "forward", takes(packed_ms, generate.PackedLinear.forward))
+    monkeypatch.setattr(GPT, "head", takes(1.0, GPT.head))
+    if not torch.backends.mkldnn.is_available():
+        packs = False
+    linear = type(pack_weights(GPT(CONFIG)).transformer.h[0].attn.c_attn) is torch.nn.Linear
+    assert linear != packs
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -42,11 +42,11 @@ def run(name, text, optimizer, seed):
         wall = time.perf_counter() - start
         if (name, optimizer, seed) == ("tales", "adamw", TrainConfig.seed):  # the README's picture: the default run
             RESULTS.with_name("tales_loss.png").write_bytes((Path(folder) / "tales" / "loss.png").read_bytes())
-    ms = {e["step"]: e["ms"] for e in events if e["event"] == "train"}
-    curve = []
+    curve, seconds, last = [], 0.0, -1
     for e in events:
+        if e["event"] == "train":  # its ms are the mean over the steps since the last one
+            seconds, last = seconds + e["ms"] * (e["step"] - last) / 1000, e["step"]
         if e["event"] == "val":
-            seconds = sum(t for step, t in ms.items() if step < e["step"]) / 1000
             curve.append(dict(step=e["step"], tokens=e["step"] * cfg.total_batch, seconds=seconds, bpb=e["val_bpb"]))
     parameters = next(e["model"] for e in events if e["event"] == "config")
     samples = [e["text"] for e in events if e["event"] == "sample"][-3:]
