@@ -5,8 +5,7 @@ Part I is all of GPT-2: follow one token forward, to a guess at the next one. Pa
 to gradients to better weights, on one machine or many. Part III is what a real run needs besides: device, files, log,
 options. A reader may stop before it; a function that is used and not yet defined, such as reading(), stands there.
 
-    python train_gpt2.py                                  two CPU cores, about two minutes, about 1.1 bits per byte
-    python train_gpt2.py --recipe stories                 two CPU cores, about twenty minutes, 0.95 bits per byte
+    python train_gpt2.py                                  two CPU cores, two or three minutes, 1.1 bits per byte
     python train_gpt2.py --recipe finetune --init gpt2 --data my.txt          one small GPU, minutes
     torchrun --standalone --nproc_per_node=8 train_gpt2.py --recipe gpt2      eight GPUs, hours, 3.05 nats per token
     python train_gpt2.py --help                           every option, with its unit and its default
@@ -533,9 +532,6 @@ FINEWEB = dict(
 # end (OpenAI's own 124M weights: 3.29); tales has 7.62 (ln 2048) at step 0, and 1.1 bits per byte at the end.
 RECIPES = {
     "tales": dict(),  # the defaults above; weight_decay is five times the usual, as the text is read seven times
-    "stories": dict(
-        n_layer=4, n_head=8, n_embd=256, block_size=256, dropout=0.1, micro_batch=8, max_steps=1300, optimizer="muon",
-    ),
     "gpt2": dict(**FINEWEB, **PRESETS["gpt2"], lr=6e-4, min_lr=6e-5),
     "gpt2-medium": dict(**FINEWEB, **PRESETS["gpt2-medium"], lr=3e-4, min_lr=3e-5),
     "gpt2-large": dict(**FINEWEB, **PRESETS["gpt2-large"], lr=2.5e-4, min_lr=2.5e-5),

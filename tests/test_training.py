@@ -1089,8 +1089,8 @@ def test_recipes_hold_together(name):
         assert (cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.block_size) == (None,) * 4
         return
     sizes = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size")}
-    config = GPTConfig.from_name(name if name in PRESETS else "tales", **sizes)
-    assert name == "stories" or {k: PRESETS[name].get(k, v) for k, v in sizes.items()} == sizes
+    config = GPTConfig.from_name(name, **sizes)
+    assert {k: PRESETS[name].get(k, v) for k, v in sizes.items()} == sizes
     for world_size in (1, 8) if name != "tales" else (1,):
         assert cfg.total_batch % (config.block_size * world_size) == 0
     if cfg.micro_batch:

@@ -510,7 +510,7 @@ def test_a_person_types_clicks_moves_and_generates(browser, page, model):
     before = browser.js("[...$('tokens').children].map((button) => button.ariaLabel)")
     browser.js("$('layer').focus()")
     browser.press("ArrowRight")
-    assert browser.js("$('layer-now').value") == "2"
+    assert browser.js("$('layer-now').value") == "1"
     after = browser.js("[...$('tokens').children].map((button) => button.ariaLabel)")
     assert len(after) == len(before) and after != before
     shown = browser.js("[...$('tokens').children].map((button) => button.style.getPropertyValue('--w') ** 2)")

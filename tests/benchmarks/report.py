@@ -68,7 +68,7 @@ def sample():
 
 
 def stories():
-    """What the text teaches in two minutes and in twenty, and the default model's samples at other temperatures."""
+    """What the default run learns to write, and its samples at other temperatures."""
     result = load("stories")
     if not result:
         return ""
@@ -78,12 +78,12 @@ def stories():
         return [*words, f"{figures['share_in_runs_of_10']:.1%}"]
 
     rows = [
-        [f"`{r['name']}`", f"{r['parameters']:,}", f"{r['minutes']:.1f}", f"{r['val_bpb']:.3f}", *shares(r)]
+        [r["name"], f"{r['parameters']:,}", f"{r['minutes']:.1f}", f"{r['val_bpb']:.3f}", *shares(r)]
         for r in result["runs"]
     ]
     rows.append(["held-out stories", "", "", "", *shares(result["held_out_stories"])])
     copied = ["words that exist", "longest run of copied words", "words in copied runs of 10 and more"]
-    first = table(["recipe", "parameters", "minutes", "held-out bits per byte", *copied], rows)
+    first = table(["run", "parameters", "minutes", "held-out bits per byte", *copied], rows)
     rows = [
         [r["temperature"], r["top_k"] or "all", *shares(r), r["different_words"], f"{r['share_ended']:.0%}"]
         for r in result["sampling"]
@@ -91,13 +91,7 @@ def stories():
     second = table(["temperature", "top_k", *copied, "different words", "samples that came to an end"], rows)
     where = f"{result['hardware']['threads']} cores of {result['hardware']['cpu']}, "
     where += f"torch {result['versions']['torch']}, {result['date']}. Figures of 100 samples each."
-    return f"{first}\n\nThe recipe `tales` at other temperatures:\n\n{second}\n\n{where}"
-
-
-def story():
-    """A sample of the recipe `stories`, as it came."""
-    runs = [r for r in (load("stories") or {"runs": []})["runs"] if r["name"] == "stories"]
-    return "> " + re.sub(r"\n+", r"\\\n> ", runs[0]["samples"][0]["text"]) if runs else ""
+    return f"{first}\n\nWith adamw, at other temperatures:\n\n{second}\n\n{where}"
 
 
 def neighbour():
@@ -205,7 +199,7 @@ def recipes():
         return ""
     names = {
         "lecture": "124M, 4 x 256: the lecture's recipe (bfloat16 autocast, AdamW not fused)",
-        "nanogpt": "`tales`, 16 x 128: nanoGPT's loop on a CPU (float32)",
+        "nanogpt": "a million parameters (the former default), 16 x 128: nanoGPT's loop on a CPU (float32)",
     }
     rows, shares = [], []
     for key, name in names.items():
@@ -232,7 +226,7 @@ def speed():
     items = {r["dtype"]: r["times_plain"] for r in hellaswag["rows"]}
     return (
         f"On two cores of {recipes['cpu']}, beside what people use today: training 124M "
-        f"{recipes['lecture']['ratio']['median']:.1f} times the lecture's recipe; training the default model "
+        f"{recipes['lecture']['ratio']['median']:.1f} times the lecture's recipe; training a million parameters "
         f"{recipes['nanogpt']['ratio']['median']:.1f} times nanoGPT's loop; generating one text "
         f"{one_text['bfloat16']:.1f} times `transformers` in bfloat16 and {one_text['float32']:.1f} in float32; "
         f"HellaSwag {items['bfloat16']:.1f} and {items['float32']:.1f} times four padded rows an item."
@@ -317,7 +311,7 @@ TABLES = {
     "quality": quality, "sample": sample, "time_to_quality": time_to_quality, "tokenizer": tokenizer,
     "fineweb": fineweb, "ladder": ladder, "recipes": recipes, "generation": generation, "positions": positions,
     "hellaswag": hellaswag, "speed": speed, "scaling": scaling, "memory": memory, "stories": stories,
-    "story": story, "neighbour": neighbour, "quality_line": quality_line,
+    "neighbour": neighbour, "quality_line": quality_line,
 }  # fmt: skip
 
 
