@@ -53,9 +53,10 @@ def quality_line():
         if not same:
             return ""
         bpb, seconds = (statistics.median(e[k] for e in same) for k in ("final_bpb", "train_seconds"))
-        parts.append(f"{bpb:.2f} bits per byte of held-out text in {seconds:.0f} s with `--optimizer {optimizer}`")
-    where = f"medians of {len(same)} seeds on {same[0]['threads']} cores of {same[0]['cpu']}"
-    return f"The default run reaches {parts[0]}, {parts[1]} ({where})."
+        seeds = f"median of {len(same)} seeds" if len(same) > 1 else "one seed"
+        parts.append(f"{bpb:.2f} bits per byte in {seconds:.0f} s with `--optimizer {optimizer}` ({seeds})")
+    where = f"on {same[0]['threads']} cores of {same[0]['cpu']}"
+    return f"On held-out text the default run reaches {parts[0]}, and {parts[1]}, {where}."
 
 
 def sample():
