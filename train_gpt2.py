@@ -1262,7 +1262,7 @@ class RunLog:
 
     def __init__(self, run_dir, cfg, rt, data, model, start, best):
         self.run_dir, self.cfg, self.rt, self.data, self.model, self.best = run_dir, cfg, rt, data, model, best
-        self.events, self.val_loss, self.warm, self.told = [], math.inf, False, False
+        self.events, self.val_loss, self.saved, self.warm, self.told = [], math.inf, [start], False, False
         card = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else ""
         peak = PEAK_TFLOPS.get(card, math.inf) if rt.dtype != torch.float32 else math.inf
         self.peak = rt.world_size * 1e12 * peak
@@ -1352,8 +1352,9 @@ class RunLog:
         state = dict(step=step, best=list(self.best), config=asdict(self.cfg), data=self.data.identity)
         save_checkpoint(path, self.model, optimizers, self.rt, **state)
         if self.rt.rank == 0:
-            for old, old_path in checkpoints(self.run_dir)[2:]:
-                if old != self.best[1]:
+            self.saved.append(step)  # known to be whole, unlike others that lie there
+            for old, old_path in checkpoints(self.run_dir):
+                if old not in (*self.saved[-2:], self.best[1]):
                     with contextlib.suppress(PermissionError):  # Windows, while another program reads it
                         old_path.unlink()
             samples = [e for e in read_log(self.run_dir) if e["event"] == "sample"]
