@@ -558,7 +558,7 @@ def test_a_killed_process_of_four_is_replaced_and_nothing_is_lost(alone, shards,
 
 
 LINE = re.compile(  # what rank 0 says, a line each; samples are off
-    r"(device|dtype|compile|data|model|folder|step =) .*|step +\d+ \| (loss|val loss|saved) .*|stopped as asked.*"
+    r"(device|dtype|compile|data|model|folder|step =) .*|step +\d+/\d+ \| (loss|val loss|saved) .*|stopped as asked.*"
 )
 
 
