@@ -205,15 +205,14 @@ def recipes():
     rows, shares = [], []
     for key, name in names.items():
         r = result[key]
-        ratio = f"{r['ratio']['median']:.2f} ({r['ratio']['low']:.2f} to {r['ratio']['high']:.2f})"
-        rows.append([name, f"{r['theirs']['median']:,.0f}", f"{r['ours']['median']:,.0f}", ratio])
+        rows.append([name, f"{r['ratio']['median']:.2f} ({r['ratio']['low']:.2f} to {r['ratio']['high']:.2f})"])
         for way in ("theirs", "ours"):
             parts = r[f"{way}_parts"]
             total = sum(parts.values())
-            shares.append([f"{name.split(':')[0]}, {way}", *(f"{ms:,.0f} ({ms / total:.0%})" for ms in parts.values())])
+            shares.append([f"{name.split(':')[0]}, {way}", *(f"{ms / total:.0%}" for ms in parts.values())])
     where = f"{result['threads']} cores of {result['cpu']}, torch {result['torch']}, {result['date']}."
-    first = table(["shape and other recipe", "theirs, tokens/s", "ours, tokens/s", "times"], rows)
-    second = table(["ms of a step (share)", *result["lecture"]["ours_parts"]], shares)
+    first = table(["shape and other recipe", "times as fast as the other"], rows)
+    second = table(["share of a step's time", *result["lecture"]["ours_parts"]], shares)
     return f"{first}\n\n{second}\n\n{where}"
 
 
@@ -223,13 +222,16 @@ def speed():
     if None in lines:
         return ""
     recipes, generate, hellaswag = lines
-    one_text = {r["dtype"]: r["ratio"]["median"] for r in generate["rows"] if (r["batch"], r["how"]) == (1, "greedy")}
+    rows = {r["dtype"]: r for r in generate["rows"] if (r["batch"], r["how"]) == (1, "greedy")}
+    one_text = {dtype: r["ratio"]["median"] for dtype, r in rows.items()}
+    limit = {dtype: r["packed"]["median"] / r["limit"] for dtype, r in rows.items()}
     items = {r["dtype"]: r["times_plain"] for r in hellaswag["rows"]}
     return (
         f"On two cores of {recipes['cpu']}, beside what people use today: training 124M "
         f"{recipes['lecture']['ratio']['median']:.1f} times the lecture's recipe; training a million parameters "
         f"{recipes['nanogpt']['ratio']['median']:.1f} times nanoGPT's loop; generating one text "
-        f"{one_text['bfloat16']:.1f} times `transformers` in bfloat16 and {one_text['float32']:.1f} in float32; "
+        f"{one_text['bfloat16']:.1f} times `transformers` in bfloat16 and {one_text['float32']:.1f} in float32, "
+        f"{limit['bfloat16']:.0%} and {limit['float32']:.0%} of what the memory's speed allows; "
         f"HellaSwag {items['bfloat16']:.1f} and {items['float32']:.1f} times four padded rows an item."
     )
 
