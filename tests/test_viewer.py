@@ -575,7 +575,7 @@ def test_a_screen_reader_gets_a_name_for_everything(browser, page):
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     roles = ("textbox", "button", "slider", "spinbutton", "region", "table")
     controls = [n for n in nodes if not n["ignored"] and n["role"]["value"] in roles]
-    named = [(n["role"]["value"], n.get("name", {}).get("value")) for n in controls]
+    named = [(n["role"]["value"], n.get("name", {}).get("value", "").strip()) for n in controls]
     assert len(named) > 20
     assert [role for role, name in named if not name] == []
     assert {"Text", "Generate", "temperature", "top-k", "tokens", "layer", "head"} <= {name for _, name in named}, named
