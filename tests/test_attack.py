@@ -237,6 +237,16 @@ def test_out_of_memory_while_reading_is_not_told_as_damage(run, monkeypatch, cap
     assert "out of memory" in error and "damaged" not in error
 
 
+def test_a_disk_without_locks_does_not_stop_a_run(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    os.close(train_gpt2.lock(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_that_overflows_in_float16_changes_no_weight(shards, tmp_path, optimizer):
     """The scaler alone judges each optimizer by itself, but clipping has spread the nan of one to the other."""
